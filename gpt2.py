@@ -1,0 +1,393 @@
+"""GPT-2 from scratch: the language model that will be taught to see. It knows nothing of images.
+
+           idx (B,T)
+              |
+       [ wte ] + [ wpe ]
+              |  x (B,T,C)
+    +---------+----------------------+
+    |  x = x + attn(ln_1(x))         |  x L     every layer adds to x,
+    |  x = x + mlp(ln_2(x))          |          the residual stream
+    +---------+----------------------+
+           [ ln_f ]
+              |
+     [ wte transposed ] -> logits (B,T,V)
+
+Paper: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners". Reference code:
+openai/gpt-2 src/model.py and transformers' GPT2LMHeadModel. Parameters keep the names of the
+public files, so that loading is almost the identity.
+
+differs: no dropout. The pre-trained model is frozen here, and frozen parts should be deterministic.
+
+B rows of text, T tokens, C width, L layers, nh heads, hs head size (C = nh * hs), V vocabulary
+
+Next: clip_vit.py
+"""
+
+import base64
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import tiktoken
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from cli import UserError, opt, parse, run
+from weights import byte_symbols, fetch, fill, locate, metadata, read
+
+
+@dataclass
+class GPT2Config:
+    """The sizes of one GPT-2. The defaults are those of the smallest public one, "gpt2"."""
+
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+
+
+class Cache:
+    """Keys and values of the tokens already read, so that each new token is computed alone.
+
+    One entry a layer, each with its own length: a method may put a prompt token into some layers
+    only, or ask for layers of its own above GPT-2's. Buffers are made on first use for max_len tokens.
+    """
+
+    def __init__(self, n_layer, max_len):
+        self.kv = [None] * n_layer  # per layer a buffer (2, R, nh, max_len, hs)
+        self.len = [0] * n_layer
+        self.max_len = max_len
+
+    def add(self, l, k, v):
+        """Appends k, v (R, nh, T, hs) to layer l and returns all of its keys and values."""
+        R, nh, T, hs = k.shape
+        n = self.len[l]
+        if self.kv[l] is None:
+            self.kv[l] = k.new_empty(2, R, nh, self.max_len, hs)
+        if n + T > self.max_len:
+            raise ValueError(f"the cache was made for {self.max_len} tokens, not {n + T}")
+        self.kv[l][0, :, :, n:n + T] = k
+        self.kv[l][1, :, :, n:n + T] = v
+        self.len[l] = n + T
+        return self.kv[l][:, :, :, :n + T].unbind(0)
+
+    def reorder(self, rows):
+        """Row i continues what row rows[i] has read. Used by beam search, also to repeat rows."""
+        for l, kv in enumerate(self.kv):
+            if kv is None:
+                continue
+            n = self.len[l]  # only the filled part moves
+            if len(rows) == kv.shape[1]:
+                kv[:, :, :, :n] = kv[:, rows, :, :n]
+            else:
+                self.kv[l] = kv.new_empty(2, len(rows), *kv.shape[2:])
+                self.kv[l][:, :, :, :n] = kv[:, rows, :, :n]
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention, (R, T, C) -> (R, T, C)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.n_head = config.n_head
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # q, k and v in one product
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x, cache=None, l=0):
+        R, T, C = x.shape
+        split = self.c_attn(x).view(R, T, 3, self.n_head, C // self.n_head)
+        q, k, v = split.permute(2, 0, 3, 1, 4)  # (R, nh, T, hs)
+        if cache is not None:
+            k, v = cache.add(l, k, v)
+        S = k.shape[2]  # tokens to look at: those in the cache and the T new ones
+        if S == T:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            # pitfall: is_causal aligns a T x S mask at the top left, where query 0 sees key 0 only.
+            # New tokens stand at the end: the last of them sees all S keys.
+            mask = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.c_proj(y.transpose(1, 2).reshape(R, T, C))
+
+
+class MLP(nn.Module):
+    """Two linear maps with a GELU between them, applied to every position alone."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x):
+        # pitfall: GPT-2 was trained with the tanh form. The exact GELU gives no error, only
+        # slightly wrong logits (karpathy/nanoGPT PR #274).
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """One layer: attention mixes positions, the MLP thinks about each; both add to x."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd)  # eps 1e-5, torch's default, is GPT-2's
+        self.attn = Attention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd)
+        self.mlp = MLP(config)
+
+    def forward(self, x, cache=None, l=0):
+        x = x + self.attn(self.ln_1(x), cache, l)
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT2(nn.Module):
+    """The whole model. gpt2(idx) maps token ids (B, T) to logits (B, T, V) for the next token."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd)
+        self.folder = None  # where its tokenizer files are, if it came from a folder
+        for name, p in self.named_parameters():  # GPT-2 paper, section 2.3: for training from nothing
+            if p.dim() == 2:
+                deep = math.sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else 1
+                nn.init.normal_(p, std=0.02 / deep)
+            elif name.endswith("bias"):
+                nn.init.zeros_(p)
+
+    def embed(self, idx, t=0):
+        """Ids (R, T) of the tokens at positions t, t + 1, ... -> x (R, T, C)."""
+        T = idx.shape[1]
+        if t + T > self.config.n_positions:
+            raise UserError(f"a text of {t + T} tokens is too long: this GPT-2 has "
+                            f"{self.config.n_positions} positions; use a shorter prompt or fewer new tokens")
+        return self.wte(idx) + self.wpe(torch.arange(t, t + T, device=idx.device))
+
+    def head(self, x):
+        """The last hidden states -> logits in float32. The output matrix is the embedding itself."""
+        return F.linear(self.ln_f(x), self.wte.weight).float()
+
+    def forward(self, idx, cache=None):
+        x = self.embed(idx, cache.len[0] if cache else 0)
+        for l, block in enumerate(self.h):
+            x = block(x, cache, l)
+        return self.head(x)
+
+    @cached_property
+    def tokenizer(self):
+        """The tiktoken encoding that belongs to these weights, looked for when first asked for."""
+        return get_tokenizer(self.folder, self.config.vocab_size)
+
+    @classmethod
+    def from_pretrained(cls, name):
+        """Loads "gpt2", "gpt2-medium", ... (see weights.py), a file, or a folder; float32, eval mode.
+
+        A folder is what transformers' save_pretrained writes. A lone file has its sizes read off its
+        tensors. UserError if a tensor is missing, unknown or of the wrong shape.
+        """
+        path = locate(name)
+        tensors = rename(read(path), path)
+        model = fill(lambda: cls(infer_config(tensors, path)), tensors, path)
+        model.folder = path if path.is_dir() else path.parent
+        return model
+
+    @torch.no_grad()
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, use_cache=True):
+        """Continues ids (B, T) by sampling; temperature 0 takes the likeliest token each time.
+
+        Without the cache every step reads the whole text again: slow, but the plainest definition.
+        """
+        cache = Cache(len(self.h), idx.shape[1] + max_new_tokens) if use_cache else None
+        for _ in range(max_new_tokens):
+            new = idx[:, cache.len[0]:] if cache else idx
+            logits = self(new, cache)[:, -1]  # (B, V)
+            if temperature == 0:
+                nxt = logits.argmax(-1, keepdim=True)
+            else:
+                logits = logits / temperature
+                if top_k:
+                    kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+                    logits[logits < kth] = -math.inf
+                nxt = torch.multinomial(logits.softmax(-1), 1)
+            idx = torch.cat([idx, nxt], 1)
+        return idx
+
+
+# ---------------------------------------------------------------------------- public weights
+
+# OpenAI's code used "Conv1D" layers, which store (in, out); nn.Linear stores (out, in).
+# pitfall: attn.c_proj is square, so a forgotten transpose raises no error.
+CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+# Buffers that hold the causal mask. The leading dot matters: ".attn.c_attn.bias" must survive.
+MASKS = (".attn.bias", ".attn.masked_bias")
+
+
+def rename(theirs, path):
+    """A public file's tensors under this file's names, transposed where needed."""
+    ours = {}
+    for key, t in theirs.items():
+        key = key.removeprefix("transformer.")  # GPT2LMHeadModel adds it, the first files have none
+        if not key.endswith(MASKS):
+            ours[key] = t.t() if key.endswith(CONV1D) and t.dim() == 2 else t
+    head = ours.pop("lm_head.weight", None)  # only in files written by torch.save of a whole model
+    if head is not None and "wte.weight" in ours and not torch.equal(head, ours["wte.weight"]):
+        raise UserError(f"{path}: lm_head.weight differs from wte.weight, but GPT-2 shares the two")
+    if any("crossattention" in key for key in ours):
+        raise UserError(f"{path}: this GPT-2 has cross-attention layers of its own (an image "
+                        "captioner's decoder); load a plain GPT-2 instead")
+    return ours
+
+
+def infer_config(tensors, path):
+    """Sizes from the tensors' shapes; the number of heads from config.json or the file's metadata."""
+    if "wte.weight" not in tensors or "wpe.weight" not in tensors:
+        raise UserError(f"{path}: no wte.weight and wpe.weight, so this is not a GPT-2; "
+                        f"it holds {', '.join(sorted(tensors)[:3])}, ...")
+    if tensors["wte.weight"].dim() != 2:
+        raise UserError(f"{path}: wte.weight is {tuple(tensors['wte.weight'].shape)}, not (vocabulary, width)")
+    V, C = tensors["wte.weight"].shape
+    n_layer = 1 + max((int(k.split(".")[1]) for k in tensors if k.startswith("h.")), default=-1)
+    config = {}
+    if path.is_dir() and (path / "config.json").exists():
+        try:
+            config = dict(json.loads((path / "config.json").read_text("utf-8")))
+        except (ValueError, TypeError) as e:
+            raise UserError(f"{path}/config.json: not the config of a model ({e})") from None
+        for key, known in CONFIG.items():
+            if config.get(key, known[0]) not in known:
+                raise UserError(f"{path}/config.json: {key} = {config[key]!r} is not what GPT-2 uses")
+    n_head = int(config.get("n_head") or metadata(path).get("n_head") or C // 64)  # public sizes: 64 wide
+    if n_head < 1 or C % n_head:
+        raise UserError(f"{path}: width {C} cannot be split into {n_head} heads")
+    return GPT2Config(V, tensors["wpe.weight"].shape[0], n_layer, n_head, C)
+
+
+# What config.json may say about things that have no shape. The first value is the default.
+CONFIG = {
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+}
+
+
+# ---------------------------------------------------------------------------- tokenizer
+
+EOT = "<|endoftext|>"  # begins and ends every text
+# How text is cut before merging: contractions, words, numbers, other marks, each with its space.
+SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+
+
+def get_tokenizer(where=None, vocab_size=50257):
+    """GPT-2's byte-pair encoding as a tiktoken Encoding, from local files where there are some.
+
+    where: a folder or a file: vocab.json (+ merges.txt), encoder.json (+ vocab.bpe), merges.txt or
+    vocab.bpe alone, tokenizer.json, or *.tiktoken. With none of them GPT-2's own files are used:
+    tiktoken's download or cache, then weights.fetch. UserError if nothing is found.
+    pitfall: encode with encode_ordinary. encode() raises on a text that contains "<|endoftext|>".
+    """
+    path = Path(where) if where else None
+    if path and not path.is_file():
+        path = find_vocabulary(path)
+    if path:
+        return build_encoding(*read_vocabulary(path), path)
+    if vocab_size != 50257:
+        raise UserError(f"{where or 'this model'}: no tokenizer files beside the weights, and with {vocab_size} "
+                        "tokens they do not use GPT-2's own; put their vocab.json and merges.txt there")
+    try:
+        return tiktoken.get_encoding("gpt2")
+    except OSError:  # no network; requests' ConnectionError is an OSError
+        pass
+    try:
+        return build_encoding(*read_vocabulary(Path(fetch("gpt2/vocab.json"))), "gpt2/vocab.json")
+    except UserError as e:
+        raise UserError(f"GPT-2's tokenizer is not on this machine. {e}") from None
+
+
+def find_vocabulary(folder):
+    """The first tokenizer file in a folder, or None."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such file or folder, so no tokenizer there")
+    for pattern in ("vocab.json", "encoder.json", "tokenizer.json", "*.tiktoken", "merges.txt", "vocab.bpe"):
+        for path in sorted(folder.glob(pattern)):
+            return path
+    return None
+
+
+def read_vocabulary(path):
+    """A tokenizer file -> ({bytes: rank}, the bytes that each merge makes or [] where unknown)."""
+    symbols = byte_symbols()
+    def as_bytes(token):
+        return bytes(symbols[c] for c in token)
+    try:
+        text = path.read_text("utf-8")
+        if path.suffix == ".tiktoken":
+            pairs = (line.split() for line in text.splitlines() if line)
+            return {base64.b64decode(token): int(rank) for token, rank in pairs}, []
+        if path.suffix in (".txt", ".bpe"):
+            merges = [as_bytes(a + b) for a, b in read_merges(text)]
+            tokens = [bytes([b]) for b in symbols.values()] + merges
+            return {token: rank for rank, token in enumerate(tokens)}, merges
+        content, merges = json.loads(text), []
+        # pitfall: "model" is also one of GPT-2's tokens, so vocab.json has that key too, with a number.
+        if isinstance(content.get("model"), dict):  # tokenizer.json; it writes a merge as "a b" or [a, b]
+            merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m)
+                      for m in content["model"]["merges"]]
+            content = content["model"]["vocab"]
+        else:
+            beside = path.with_name({"vocab.json": "merges.txt"}.get(path.name, "vocab.bpe"))
+            if beside.exists():
+                merges = read_merges(beside.read_text("utf-8"))
+        return {as_bytes(token): int(rank) for token, rank in content.items()}, [as_bytes(a + b) for a, b in merges]
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(f"{path}: not a GPT-2 tokenizer file ({type(e).__name__}: {e})") from None
+
+
+def read_merges(text):
+    lines = text.split("\n")
+    return [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+
+
+def build_encoding(ranks, merges, path):
+    """Checks what tiktoken takes for granted, then builds the Encoding."""
+    # pitfall: with a byte missing, tiktoken panics in Rust, which `except Exception` does not catch.
+    if not all(bytes([b]) in ranks for b in range(256)):
+        raise UserError(f"{path}: not a byte-level vocabulary: some of the 256 bytes have no token")
+    eot = ranks.pop(EOT.encode(), None)
+    if eot is None:  # only JSON files name it; otherwise it is the id that is free
+        eot = next((i for i, rank in enumerate(sorted(ranks.values())) if i != rank), len(ranks))
+    if sorted([*ranks.values(), eot]) != list(range(len(ranks) + 1)):
+        raise UserError(f"{path}: token ids must be 0, 1, 2, ... without a gap other than {EOT}")
+    # tiktoken merges in the order of ids; that is right only if the merges were numbered in order.
+    made = [ranks.get(token, -1) for token in merges]
+    if made != sorted(made) or -1 in made:
+        raise UserError(f"{path}: its merges are not numbered in the order in which they were learnt")
+    return tiktoken.Encoding("gpt2", pat_str=SPLIT, mergeable_ranks=ranks, special_tokens={EOT: eot})
+
+
+@dataclass
+class Config:
+    prompt: list = opt(["Once upon a time"], "the text to continue", positional=True)
+    gpt2: str = opt("gpt2", "a public name (see weights.py), a file or a folder")
+    new: int = opt(50, "number of tokens to write")
+    temperature: float = opt(0.8, "0: always the likeliest token; 1: as the model says")
+    top_k: int = opt(50, "sample among this many tokens")
+    seed: int = opt(1337, "of the sampling")
+
+
+def main(config):
+    model = GPT2.from_pretrained(config.gpt2)
+    torch.manual_seed(config.seed)
+    ids = model.tokenizer.encode_ordinary(" ".join(config.prompt)) or [model.tokenizer.eot_token]
+    out = model.generate(torch.tensor([ids]), config.new, config.temperature, config.top_k)
+    print(model.tokenizer.decode(out[0].tolist()))
+
+
+if __name__ == "__main__":
+    run(lambda: main(*parse(Config)))
