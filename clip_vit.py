@@ -1,0 +1,414 @@
+"""CLIP from scratch: the image transformer that will be GPT-2's eyes, and its small text tower.
+
+     images (B,3,H,W)                     idx (B,77)
+         |                                    |
+     [ conv1 ]  one vector a patch     [ token_embedding ]
+         | (B,grid*grid,D)                    |
+     [ class token in front ]                 |
+     [ + positional_embedding, ln_pre ]  [ + positional_embedding ]
+         | (B,N,D)                            |
+     [ transformer ] ---> feats          [ transformer, causal ]
+         | class token                        | the EOT position
+     [ ln_post, proj ]                   [ ln_final, text_projection ]
+         | (B,E)                              | (B,E)
+         +----------- cosine similarity ------+
+
+Paper: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision".
+Reference code: openai/CLIP clip/model.py; parameters keep its names. What the methods use is feats,
+the states of all N = 1 + grid*grid tokens after the last block and before ln_post.
+
+B images, N image tokens, D width, E size of the shared space, nh heads, hs head size (D = nh * hs)
+
+Next: model.py
+"""
+
+import gzip
+import html
+import json
+import re
+import unicodedata
+import zlib
+from pathlib import Path
+
+import numpy as np
+import tiktoken
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+
+from cli import UserError
+from weights import byte_symbols, fetch, fill, locate, metadata, read
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images, R G B
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with torch's parameter names for it, (B, N, D) -> (B, N, D)."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.randn(3 * width, width) * width ** -0.5)  # q, k, v
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x, causal):
+        B, N, D = x.shape
+        split = F.linear(x, self.in_proj_weight, self.in_proj_bias).view(B, N, 3, self.heads, D // self.heads)
+        q, k, v = split.permute(2, 0, 3, 1, 4)  # (B, nh, N, hs)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        return self.out_proj(y.transpose(1, 2).reshape(B, N, D))
+
+
+class QuickGELU(nn.Module):
+    """pitfall: OpenAI's CLIP uses this cheap GELU. F.gelu runs too, and gives wrong features."""
+
+    def forward(self, x):
+        return x * torch.sigmoid(1.702 * x)
+
+
+class ResidualAttentionBlock(nn.Module):
+    """The same pre-norm block as GPT-2's, with its own activation and without a cache."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attn = Attention(width, heads)
+        self.ln_2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential()  # only so that the names are mlp.c_fc and mlp.c_proj
+        self.mlp.add_module("c_fc", nn.Linear(width, 4 * width))
+        self.mlp.add_module("gelu", QuickGELU())
+        self.mlp.add_module("c_proj", nn.Linear(4 * width, width))
+
+    def forward(self, x, causal=False):
+        x = x + self.attn(self.ln_1(x), causal)
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nn.Module):
+    def __init__(self, width, layers, heads):
+        super().__init__()
+        self.resblocks = nn.ModuleList(ResidualAttentionBlock(width, heads) for _ in range(layers))
+        for block in self.resblocks:  # as in CLIP, for training from nothing
+            nn.init.normal_(block.attn.out_proj.weight, std=width ** -0.5 * (2 * layers) ** -0.5)
+            nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
+            nn.init.normal_(block.mlp.c_proj.weight, std=width ** -0.5 * (2 * layers) ** -0.5)
+
+    def forward(self, x, layer=-1, causal=False):
+        """Runs the blocks up to and including number `layer` (-1: all of them)."""
+        for block in self.resblocks[:range(len(self.resblocks))[layer] + 1]:
+            x = block(x, causal)
+        return x
+
+
+class CLIPViT(nn.Module):
+    """The image tower. embed_dim None: a file without the projection into the shared space."""
+
+    def __init__(self, image_size, patch, width, layers, heads, embed_dim):
+        super().__init__()
+        self.image_size, self.patch, self.width = image_size, patch, width
+        grid = image_size // patch
+        self.conv1 = nn.Conv2d(3, width, patch, stride=patch, bias=False)
+        self.class_embedding = nn.Parameter(torch.randn(width) * width ** -0.5)
+        self.positional_embedding = nn.Parameter(torch.randn(1 + grid * grid, width) * width ** -0.5)
+        self.ln_pre = nn.LayerNorm(width)
+        self.transformer = Transformer(width, layers, heads)
+        self.ln_post = nn.LayerNorm(width)
+        self.proj = None if embed_dim is None else nn.Parameter(torch.randn(width, embed_dim) * width ** -0.5)
+
+    def positions(self, h, w):
+        """Position embeddings (1 + h*w, D) for a grid of h x w patches, interpolated if need be."""
+        pos = self.positional_embedding
+        grid = round((len(pos) - 1) ** 0.5)
+        if (h, w) == (grid, grid):
+            return pos
+        # As transformers' interpolate_pos_encoding; differs: open_clip antialiases when shrinking.
+        patches = pos[1:].view(1, grid, grid, -1).permute(0, 3, 1, 2)
+        patches = F.interpolate(patches, (h, w), mode="bicubic", align_corners=False)
+        return torch.cat([pos[:1], patches.permute(0, 2, 3, 1).reshape(h * w, -1)])
+
+    def forward(self, images, layer=-1):
+        """Preprocessed images (B, 3, H, W) -> feats (B, N, D), the output of block `layer`.
+
+        Before ln_post. Token 0 is the class token, then the patches row by row. H and W are
+        multiples of the patch side, any size: the position embeddings are interpolated.
+        """
+        if images.shape[-1] % self.patch or images.shape[-2] % self.patch:
+            raise UserError(f"an image of {images.shape[-1]} x {images.shape[-2]} pixels cannot be cut "
+                            f"into patches of {self.patch}: choose a multiple")
+        x = self.conv1(images)  # (B, D, h, w)
+        B, D, h, w = x.shape
+        x = torch.cat([self.class_embedding.expand(B, 1, D), x.flatten(2).transpose(1, 2)], 1)
+        x = self.ln_pre(x + self.positions(h, w))  # (B, N, D)
+        return self.transformer(x, layer)
+
+    def encode_image(self, images):
+        """Images (B, 3, H, W) -> (B, E) in the space shared with the text tower, not normalised."""
+        if self.proj is None:
+            raise UserError("these image weights have no projection (visual_projection): use a full CLIP file")
+        return self.ln_post(self(images)[:, 0]) @ self.proj
+
+    @classmethod
+    def from_pretrained(cls, name):
+        """Loads "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px", a file or a folder; float32, eval.
+
+        OpenAI's .pt archives and transformers' CLIPModel, CLIPVisionModel(WithProjection) files. All
+        sizes are read off the tensors. UserError if one is missing, unknown or of the wrong shape.
+        """
+        path = locate(name)
+        tensors, heads = read_clip(path)
+        tensors = {k.removeprefix("visual."): t for k, t in tensors.items() if k.startswith("visual.")}
+        width, layers, heads = tower_sizes(tensors, "conv1.weight", 0, heads["vision"], path)
+        patch = tensors["conv1.weight"].shape[-1]
+        grid = round((len(tensors["positional_embedding"]) - 1) ** 0.5)
+        embed_dim = tensors["proj"].shape[-1] if "proj" in tensors else None
+        return fill(lambda: cls(grid * patch, patch, width, layers, heads, embed_dim), tensors, path)
+
+
+class CLIPText(nn.Module):
+    """The text tower: causal, read at the end-of-text position, which is the largest id."""
+
+    def __init__(self, context, vocab_size, width, layers, heads, embed_dim):
+        super().__init__()
+        self.context = context
+        self.token_embedding = nn.Embedding(vocab_size, width)
+        self.positional_embedding = nn.Parameter(torch.randn(context, width) * 0.01)
+        self.transformer = Transformer(width, layers, heads)
+        self.ln_final = nn.LayerNorm(width)
+        self.text_projection = nn.Parameter(torch.randn(width, embed_dim) * width ** -0.5)
+        self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())  # of the cosines, CLIP section 2.5
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+
+    def encode_text(self, idx):
+        """Ids (B, T) with T up to the context of 77 -> (B, E), not normalised.
+
+        Rows are SOT, text, EOT, then anything: causal attention keeps it out of the EOT state.
+        """
+        x = self.token_embedding(idx) + self.positional_embedding[:idx.shape[1]]
+        x = self.ln_final(self.transformer(x, causal=True))
+        eot = idx.argmax(-1)  # EOT has the largest id of all
+        return x[torch.arange(len(idx), device=idx.device), eot] @ self.text_projection
+
+    @classmethod
+    def from_pretrained(cls, name):
+        """Loads the text tower of the same files as CLIPViT.from_pretrained (full CLIP models only)."""
+        path = locate(name)
+        tensors, heads = read_clip(path)
+        tensors = {k: t for k, t in tensors.items() if not k.startswith("visual.")}
+        width, layers, heads = tower_sizes(tensors, "token_embedding.weight", 1, heads["text"], path)
+        context, vocab_size = len(tensors["positional_embedding"]), len(tensors["token_embedding.weight"])
+        embed_dim = tensors["text_projection"].shape[-1] if "text_projection" in tensors else width
+        return fill(lambda: cls(context, vocab_size, width, layers, heads, embed_dim), tensors, path)
+
+
+# ---------------------------------------------------------------------------- tokenizer
+
+SOT, EOT = "<|startoftext|>", "<|endoftext|>"
+
+
+def get_clip_tokenizer(where=None):
+    """CLIP's byte-pair encoding -> a function from a list of texts to ids (B, 77) int64.
+
+    where: a folder with merges.txt, or such a file, or OpenAI's bpe_simple_vocab_16e6.txt.gz; None
+    fetches that. A word's last symbol is marked: "red" alone and "red" in "redder" differ.
+    UserError for a text of more than 75 tokens.
+    """
+    path = Path(where or fetch("clip/bpe_simple_vocab_16e6.txt.gz"))
+    path = path / "merges.txt" if path.is_dir() else path
+    symbols = byte_symbols()
+    # The mark </w> is written as the byte 0, which occurs in no merge. Then "byte + 0" outranks every
+    # merge, is always formed first, and tiktoken does the rest.
+    def as_bytes(symbol):
+        word = symbol.removesuffix("</w>")
+        return bytes(symbols[c] for c in word) + b"\0" * (word != symbol)
+    ranks = {bytes([b]): i for i, b in enumerate(symbols.values())}
+    ranks |= {bytes([b, 0]): 256 + i for i, b in enumerate(symbols.values())}
+    try:
+        raw = path.read_bytes()
+        lines = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8").split("\n")
+        lines = [line for line in lines[1 if "#version" in lines[0] else 0:] if line]
+        # OpenAI's list is longer than what was used: the first 48,894 make the public 49,408 tokens.
+        merges = [line.split() for line in lines[:48894]]
+        ranks |= {as_bytes(x) + as_bytes(y): 512 + i for i, (x, y) in enumerate(merges)}
+    except OSError as e:
+        raise UserError(f"{path}: CLIP's merges cannot be read ({e.strerror or e})") from None
+    except (EOFError, zlib.error, ValueError, KeyError) as e:
+        raise UserError(f"{path}: not a list of CLIP's merges ({type(e).__name__}: {e})") from None
+    sot, eot = 512 + len(merges), 513 + len(merges)
+    bpe = tiktoken.Encoding("clip", pat_str=r"[^\x00]+\x00", mergeable_ranks=ranks,
+                            special_tokens={SOT: sot, EOT: eot})
+
+    def encode(texts, context=77):
+        idx = torch.zeros(len(texts), context, dtype=torch.int64)
+        for row, text in zip(idx, texts):
+            ids = [sot, *bpe.encode_ordinary("".join(word + "\0" for word in words(text))), eot]
+            if len(ids) > context:
+                raise UserError(f"a text of {len(ids)} tokens is too long for CLIP ({context}): {text[:60]}...")
+            row[:len(ids)] = torch.tensor(ids)
+        return idx
+
+    return encode
+
+
+def words(text):
+    """CLIP's clean lower-case words: contractions, runs of letters, single digits, runs of marks.
+
+    differs: OpenAI also runs ftfy. Of its mending only NFC is done here (e and an accent become one
+    letter); curly quotes and broken encodings stay as they are.
+    """
+    text = html.unescape(html.unescape(unicodedata.normalize("NFC", text)))
+    text = " ".join(text.replace("\0", "").split()).lower()
+    # One letter a character: L letter, N number, space, P anything else. Python's re knows no \p{L}.
+    kinds = "".join(c if c == " " else {"L": "L", "N": "N"}.get(unicodedata.category(c)[0], "P") for c in text)
+    i = 0
+    while i < len(text):
+        m = re.compile("'(?:s|t|re|ve|m|ll|d)").match(text, i) or re.compile("L+|N|P+| ").match(kinds, i)
+        if text[i] != " ":
+            yield text[i:m.end()]
+        i = m.end()
+
+
+# ---------------------------------------------------------------------------- images
+
+def rgb(image):
+    """A PIL image of any mode in RGB, what is transparent on white.
+
+    differs: OpenAI's code drops the alpha channel, and so shows the colours, often black, that lie
+    under transparent pixels. White is what transformers 5 puts there.
+    """
+    if image.mode in ("LA", "PA", "RGBA") or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def open_image(path):
+    """An image file as an upright RGB picture. UserError where it is missing or broken."""
+    try:
+        with Image.open(path) as image:
+            # Phones store pictures lying on their side, with a note; without that note this is a no-op.
+            return rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such image") from None
+    except Exception as e:  # a damaged file can raise almost anything
+        raise UserError(f"{path}: not a readable image ({e})") from None
+
+
+def preprocess(image, size, crop=True):
+    """A PIL image of any mode -> (3, size, size) float32, as CLIP was trained: bicubic, normalised.
+
+    crop: the shorter side becomes `size` and the centre is cut out. crop=False squeezes the whole
+    image into the square instead: nothing is lost at the borders, but proportions change.
+    """
+    image = rgb(image)  # first: Pillow resizes palette images with nearest neighbour
+    w, h = image.size
+    if max(w, h) > 100 * min(w, h):  # enlarged before it is cut, it would not fit into memory
+        raise UserError(f"an image of {w} x {h} pixels is too long and thin to be seen")
+    if not crop:
+        image = image.resize((size, size), Image.BICUBIC)
+    else:
+        short, long = size, int(size * max(w, h) / min(w, h))
+        w, h = (short, long) if w <= h else (long, short)
+        # Pillow's bicubic antialiases when it shrinks; F.interpolate does not.
+        image = image.resize((w, h), Image.BICUBIC)
+        # differs: torchvision rounds the crop's origin, transformers truncates it; here the latter.
+        x, y = (w - size) // 2, (h - size) // 2
+        image = image.crop((x, y, x + size, y + size))
+    x = torch.from_numpy(np.asarray(image).astype(np.float32) / 255)
+    return (x.permute(2, 0, 1) - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+# ---------------------------------------------------------------------------- public weights
+
+# transformers' name -> OpenAI's. q, k and v are joined in read_clip, the projections transposed.
+RENAME = [
+    (r"^(vision_model\.)?embeddings\.class_embedding$", "visual.class_embedding"),
+    (r"^(vision_model\.)?embeddings\.patch_embedding\.weight$", "visual.conv1.weight"),
+    (r"^(vision_model\.)?embeddings\.position_embedding\.weight$", "visual.positional_embedding"),
+    (r"^(vision_model\.)?pre_layrnorm\.", "visual.ln_pre."),  # their spelling
+    (r"^(vision_model\.)?post_layernorm\.", "visual.ln_post."),
+    (r"^(vision_model\.)?encoder\.layers\.", "visual.transformer.resblocks."),
+    (r"^visual_projection\.weight$", "visual.proj"),
+    (r"^text_model\.embeddings\.token_embedding\.", "token_embedding."),
+    (r"^text_model\.embeddings\.position_embedding\.weight$", "positional_embedding"),
+    (r"^text_model\.encoder\.layers\.", "transformer.resblocks."),
+    (r"^text_model\.final_layer_norm\.", "ln_final."),
+    (r"^text_projection\.weight$", "text_projection"),
+    (r"\.self_attn\.", ".attn."),
+    (r"\.layer_norm([12])\.", r".ln_\1."),
+    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
+    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
+]
+# Not weights: three numbers and the causal mask in OpenAI's archives, index buffers in old transformers files.
+DROP = re.compile(r"^(input_resolution|context_length|vocab_size)$|(^|\.)(attn_mask|position_ids)$")
+
+
+# What a full CLIP file holds beside the image tower. Any other name is an error, not skipped.
+TEXT = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection", "logit_scale")
+
+
+def read_clip(path):
+    """A CLIP file's tensors under OpenAI's names, and {"vision": heads, "text": heads}, None if not told."""
+    theirs = read(path)
+    ours = {}
+    for key, t in theirs.items():
+        if DROP.search(key):
+            continue
+        if key in ("visual_projection.weight", "text_projection.weight") and t.dim() == 2:
+            t = t.t()  # transformers uses nn.Linear there, OpenAI a plain matrix
+        if part := re.search("[qkv]_proj", key):
+            parts = [key.replace(part[0], x) for x in ("q_proj", "k_proj", "v_proj")]
+            shapes = {p: tuple(theirs[p].shape) if p in theirs else "missing" for p in parts}
+            if len({*shapes.values()}) > 1:
+                raise UserError(f"{path}: these three must have one shape: {shapes}")
+            if part[0] != "q_proj":
+                continue  # joined with its q_proj
+            key, t = key.replace("q_proj.", "in_proj_"), torch.cat([theirs[p] for p in parts])
+        for pattern, name in RENAME:
+            key = re.sub(pattern, name, key)
+        if not key.startswith(("visual.", *TEXT)):
+            raise UserError(f"{path}: {key} is not part of a CLIP model")
+        ours[key] = t
+    return ours, head_counts(path)
+
+
+def head_counts(path):
+    """How many heads each tower has: shapes cannot tell. Also refuses what is not OpenAI's CLIP."""
+    meta = metadata(path)
+    heads = {tower: meta.get(f"{tower}_heads") for tower in ("vision", "text")}
+    if path.is_dir() and (path / "config.json").exists():
+        try:
+            config = json.loads((path / "config.json").read_text("utf-8"))
+            parts = {tower: dict(config.get(f"{tower}_config", config)) for tower in heads}
+        except (ValueError, TypeError, AttributeError) as e:
+            raise UserError(f"{path}/config.json: not the config of a model ({e})") from None
+        for tower, part in parts.items():
+            # Some versions of transformers do not write what is default.
+            heads[tower] = part.get("num_attention_heads", {"vision": 12, "text": 8}[tower])
+            if part.get("hidden_act", "quick_gelu") != "quick_gelu" or part.get("layer_norm_eps", 1e-5) != 1e-5:
+                raise UserError(f"{path}/config.json: only OpenAI's CLIP (quick_gelu, layer_norm_eps 1e-5) "
+                                f"is known here, not {part.get('hidden_act')}, {part.get('layer_norm_eps')}")
+    return heads
+
+
+def tower_sizes(tensors, first, axis, heads, path):
+    """(width, layers, heads) of a tower whose first tensor has the width at that axis."""
+    for key, dims in ((first, 4 if first == "conv1.weight" else 2), ("positional_embedding", 2)):
+        if key not in tensors:
+            raise UserError(f"{path}: {key} is missing, so this tower is not in the file")
+        if tensors[key].dim() != dims:
+            raise UserError(f"{path}: {key} has {tensors[key].dim()} axes instead of {dims}")
+    width = tensors[first].shape[axis]
+    layers = 1 + max((int(k.split(".")[2]) for k in tensors if k.startswith("transformer.resblocks.")), default=-1)
+    heads = int(heads or width // 64)  # in all public sizes a head is 64 wide
+    if heads < 1 or width % heads:
+        raise UserError(f"{path}: width {width} cannot be split into {heads} heads")
+    return width, layers, heads
+
+
+if __name__ == "__main__":  # shapes on random weights of the size of ViT-B/32
+    vit = CLIPViT(224, 32, 768, 12, 12, 512)
+    images = torch.stack([preprocess(Image.new("RGB", (640, 480)), vit.image_size)])
+    print("images", tuple(images.shape), "feats", tuple(vit(images).shape), "embedding", tuple(vit.encode_image(images).shape))
