@@ -60,6 +60,7 @@ class Cache:
     def __init__(self, n_layer, max_len):
         self.kv = [None] * n_layer  # per layer a buffer (2, R, nh, max_len, hs)
         self.len = [0] * n_layer
+        self.same = [0] * n_layer  # the first so many tokens are the same in all rows of a group
         self.max_len = max_len
 
     def add(self, l, k, v):
@@ -75,17 +76,22 @@ class Cache:
         self.len[l] = n + T
         return self.kv[l][:, :, :, :n + T].unbind(0)
 
-    def reorder(self, rows):
-        """Row i continues what row rows[i] has read. Used by beam search, also to repeat rows."""
+    def repeat(self, k):
+        """Row i becomes the group of rows i*k .. i*k + k-1: the beams that go on from one prompt."""
         for l, kv in enumerate(self.kv):
-            if kv is None:
-                continue
-            n = self.len[l]  # only the filled part moves
-            if len(rows) == kv.shape[1]:
-                kv[:, :, :, :n] = kv[:, rows, :, :n]
-            else:
-                self.kv[l] = kv.new_empty(2, len(rows), *kv.shape[2:])
-                self.kv[l][:, :, :, :n] = kv[:, rows, :, :n]
+            if kv is not None:
+                n = self.same[l] = self.len[l]  # the prompt, which reorder need never move
+                R, (nh, _, hs) = kv.shape[1], kv.shape[2:]
+                self.kv[l] = kv.new_empty(2, R * k, nh, self.max_len, hs)
+                self.kv[l].view(2, R, k, nh, self.max_len, hs)[..., :n, :] = kv[:, :, None, :, :n]
+
+    def reorder(self, rows):
+        """Row i continues what row rows[i] has read, a row of its own group if repeat made groups."""
+        moved = [i for i, row in enumerate(rows) if i != row]
+        source = [rows[i] for i in moved]
+        for kv, start, n in zip(self.kv, self.same, self.len):
+            if kv is not None and moved:
+                kv[:, moved, :, start:n] = kv[:, source, :, start:n]
 
 
 class Attention(nn.Module):
@@ -143,6 +149,23 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
+def draw(logits, temperature, top_k=0, top_p=1.0):
+    """Next token ids (B,) from logits (B, V). Temperature 0: the likeliest one, no dice.
+
+    top_k: only among so many; 0: all. top_p (Holtzman et al. 2020, nucleus sampling): only among the
+    fewest tokens whose probabilities sum to at least so much. Both: first top_k, then top_p.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits, ids = (logits / temperature).sort(-1, descending=True)
+    if top_k:
+        logits[:, top_k:] = -math.inf
+    p = logits.softmax(-1)
+    before = p.cumsum(-1) - p  # what the likelier ones sum to
+    p[:, 1:][before[:, 1:] >= top_p] = 0  # the likeliest always stays
+    return ids.gather(1, torch.multinomial(p, 1)).squeeze(1)
+
+
 class GPT2(nn.Module):
     """The whole model. gpt2(idx) maps token ids (B, T) to logits (B, T, V) for the next token."""
 
@@ -198,24 +221,16 @@ class GPT2(nn.Module):
         return model
 
     @torch.no_grad()
-    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, use_cache=True):
-        """Continues ids (B, T) by sampling; temperature 0 takes the likeliest token each time.
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, use_cache=True):
+        """Continues ids (B, T) to (B, T + max_new_tokens), each new token chosen by `draw`.
 
         Without the cache every step reads the whole text again: slow, but the plainest definition.
         """
         cache = Cache(len(self.h), idx.shape[1] + max_new_tokens) if use_cache else None
         for _ in range(max_new_tokens):
             new = idx[:, cache.len[0]:] if cache else idx
-            logits = self(new, cache)[:, -1]  # (B, V)
-            if temperature == 0:
-                nxt = logits.argmax(-1, keepdim=True)
-            else:
-                logits = logits / temperature
-                if top_k:
-                    kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
-                    logits[logits < kth] = -math.inf
-                nxt = torch.multinomial(logits.softmax(-1), 1)
-            idx = torch.cat([idx, nxt], 1)
+            nxt = draw(self(new, cache)[:, -1], temperature, top_k, top_p)
+            idx = torch.cat([idx, nxt[:, None]], 1)
         return idx
 
 
@@ -377,7 +392,8 @@ class Config:
     gpt2: str = opt("gpt2", "a public name (see weights.py), a file or a folder")
     new: int = opt(50, "number of tokens to write")
     temperature: float = opt(0.8, "0: always the likeliest token; 1: as the model says")
-    top_k: int = opt(50, "sample among this many tokens")
+    top_k: int = opt(50, "sample among this many tokens; 0: all")
+    top_p: float = opt(1.0, "sample among the likeliest tokens that sum to this probability; 1: all")
     seed: int = opt(1337, "of the sampling")
 
 
@@ -385,7 +401,7 @@ def main(config):
     model = GPT2.from_pretrained(config.gpt2)
     torch.manual_seed(config.seed)
     ids = model.tokenizer.encode_ordinary(" ".join(config.prompt)) or [model.tokenizer.eot_token]
-    out = model.generate(torch.tensor([ids]), config.new, config.temperature, config.top_k)
+    out = model.generate(torch.tensor([ids]), config.new, config.temperature, config.top_k, config.top_p)
     print(model.tokenizer.decode(out[0].tolist()))
 
 

@@ -16,7 +16,7 @@ import torch
 import gpt2
 import weights
 from cli import UserError
-from gpt2 import EOT, GPT2, MLP, Block, Cache, GPT2Config, get_tokenizer
+from gpt2 import EOT, GPT2, MLP, Block, Cache, GPT2Config, draw, get_tokenizer
 from layouts import (GOLDEN, GPT2_LAYOUTS, bare, gpt2_half, gpt2_public_alone, perturb,
                      write_config, write_safetensors)
 
@@ -311,7 +311,7 @@ def test_a_text_fed_to_the_cache_in_pieces_gives_the_logits_of_the_whole(pieces)
 
 
 @pytest.mark.parametrize("how", [dict(temperature=0), dict(temperature=0.7),
-                                 dict(temperature=1.0, top_k=5)])
+                                 dict(temperature=1.0, top_k=5), dict(temperature=1.0, top_p=0.5)])
 def test_cached_generation_equals_uncached(how):
     """The same 20 tokens, greedy or drawn with the same dice, whether or not the past is kept."""
     model = random_model()
@@ -333,6 +333,17 @@ def test_temperature_0_takes_the_likeliest_token():
     assert torch.equal(out, model.generate(idx, 5, temperature=0.8, top_k=1))
 
 
+def test_top_p_keeps_the_fewest_tokens_that_sum_to_it():
+    """Probabilities .5 .3 .15 .05: for .49 one is enough, .6 needs two; after top_k 2 they are .625 and .375."""
+    p = torch.tensor([[0.15, 0.5, 0.05, 0.3]])
+    kept = lambda **how: set(draw(p.log().repeat(2000, 1), 1.0, **how).tolist())
+    torch.manual_seed(0)
+    assert kept(top_p=0) == kept(top_p=0.49) == {1}
+    assert kept(top_p=0.6) == kept(top_p=0.79) == {1, 3}
+    assert kept(top_p=0.81) == {0, 1, 3} and kept() == {0, 1, 2, 3}
+    assert kept(top_k=2, top_p=0.6) == {1}
+
+
 def test_sampling_follows_the_probabilities():
     """4,000 rows of the same prompt: each of the 3 best tokens comes as often as the model says,
     the others cut off and the rest scaled to 1; no other token comes. The best logits are 3.35, 2.08
@@ -346,12 +357,10 @@ def test_sampling_follows_the_probabilities():
     assert set(out.tolist()) <= set(best.indices.tolist())
 
 
-@pytest.mark.parametrize("rows", [[2, 0, 1], [1, 1, 1], [0, 0, 1, 1, 2, 2], [2],
-                                  torch.tensor([1, 2, 0])])
+@pytest.mark.parametrize("rows", [[2, 0, 1], [1, 1, 1], [0, 1, 2], [0, 2, 2]])
 def test_reordering_the_cache_equals_reading_again(rows):
-    """Beam search moves rows about; it also makes k rows of one, and drops some."""
     model = random_model()
-    idx, new = torch.randint(61, (3, 6)), torch.randint(61, (len(rows), 4))
+    idx, new = torch.randint(61, (3, 6)), torch.randint(61, (3, 4))
     cache = Cache(3, 10)
     with torch.no_grad():
         model(idx, cache)
@@ -361,9 +370,26 @@ def test_reordering_the_cache_equals_reading_again(rows):
     assert (cached - again).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize("rows", [[1, 0, 2, 4, 3, 5], [0, 0, 0, 5, 5, 5], [0, 1, 2, 3, 4, 5]])
+def test_beams_share_their_prompt_and_move_within_their_group(rows):
+    """Two prompts with three beams each. reorder moves what came after the prompt only."""
+    model = random_model()
+    idx, first, new = torch.randint(61, (2, 5)), torch.randint(61, (6, 2)), torch.randint(61, (6, 3))
+    cache = Cache(3, 10)
+    with torch.no_grad():
+        model(idx, cache)
+        cache.repeat(3)
+        model(first, cache)
+        cache.reorder(rows)
+        cached = model(new, cache)
+        texts = torch.cat([idx.repeat_interleave(3, 0), first], 1)
+        again = model(torch.cat([texts[rows], new], 1))[:, 7:]
+    assert cache.same == [5] * 3 and (cached - again).abs().max() <= 1e-5
+
+
 def test_generation_goes_on_after_a_reordering():
     model = random_model()
-    idx, rows = torch.randint(61, (3, 5)), [2, 2, 0, 1, 0]
+    idx, rows = torch.randint(61, (3, 5)), [2, 2, 0]
     cache, text = Cache(3, 12), idx
     with torch.no_grad():
         for step in range(6):
@@ -392,7 +418,8 @@ def test_every_layer_has_a_length_of_its_own():
                 out.append(blocks[1](h, cache, 1))
     assert cache.len == [7, 8, 0]
     assert (torch.cat(out, 1) - whole).abs().max() <= 1e-5
-    cache.reorder([1, 0])  # the empty layer stays empty
+    cache.repeat(2)  # the empty layer stays empty
+    cache.reorder([1, 0, 3, 2])
     assert cache.len == [7, 8, 0] and cache.kv[2] is None
 
 
