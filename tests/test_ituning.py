@@ -1,0 +1,158 @@
+"""I-Tuning: the paper's sizes, its equations in a slow independent form, and what its figure promises."""
+
+import math
+
+import pytest
+import torch
+
+from cli import UserError
+from clip_vit import CLIPViT
+from gpt2 import GPT2, GPT2Config
+from ituning import Config, ITuning
+from model import SeeGPT
+from test_methods import build, inputs
+
+
+@pytest.mark.parametrize("C, L, nh, count", [
+    (768, 12, 12, 14_178_816), (1024, 24, 16, 44_101_632), (1280, 36, 20, 94_487_040)])
+def test_trained_parameters_are_14_44_and_94_million(C, L, nh, count):
+    """Half width in every layer, ViT-B/16: L * (2 C r + 2 D r + 3 r + C) with r = C / 2, D = 768.
+
+    Base: 12 * (2 * 768 * 384 + 2 * 768 * 384 + 3 * 384 + 768) = 14,178,816.
+    """
+    with torch.device("meta"):
+        gpt2 = GPT2(GPT2Config(n_layer=L, n_head=nh, n_embd=C))
+        vit = CLIPViT(224, 16, 768, 12, 12, 512)
+        for placement, heads, scale in (("parallel", 0, 1.0), ("sequential", 4, 0.5)):
+            method = ITuning(Config(placement=placement, heads=heads, scale=scale), gpt2, vit)
+            model = SeeGPT(vit, gpt2, method)
+            assert sum(p.numel() for p in model.trained().values()) == count
+
+
+def slow_block(block, m, x, feats, config):
+    """Layer l for one row of text (T, C) and one image (N, D), word for word as in the docstring."""
+    x = x + block.attn(block.ln_1(x)[None])[0]
+    h = block.ln_2(x)
+    q, k, v = m.q(h), m.k(feats), m.v(feats)
+    hs = q.shape[1] // m.heads
+    heads = []
+    for i in range(m.heads):
+        part = slice(i * hs, (i + 1) * hs)
+        rows = []
+        for t in range(len(q)):
+            scores = torch.stack([q[t, part] @ k[n, part] / math.sqrt(hs) for n in range(len(k))])
+            rows.append(sum(w * v[n, part] for n, w in enumerate(scores.softmax(0))))
+        heads.append(torch.stack(rows))
+    dh = config.scale * m.o(torch.cat(heads, 1))
+    if config.placement == "parallel":
+        return x + block.mlp(h) + dh
+    x = x + dh
+    return x + block.mlp(block.ln_2(x))
+
+
+@pytest.mark.parametrize("placement", ["parallel", "sequential"])
+def test_block_equals_the_equations_written_with_loops(placement):
+    model = build("ituning").eval()
+    method = model.method
+    method.config = Config(placement=placement, scale=0.7)
+    images, idx, _ = inputs()
+    feats = model.see(images)
+    ctx = method.look(feats)
+    x = model.gpt2.embed(idx)
+    from model import Rows
+    fast = method.block(1, model.gpt2.h[1], x, ctx, Rows())
+    feats = torch.stack([torch.stack([(t - t.mean()) / (t.var(correction=0) + 1e-5).sqrt() for t in f]) for f in feats])
+    for r in (0, 2, 3, 5):  # rows 0-2 belong to image 0, rows 3-5 to image 1
+        slow = slow_block(model.gpt2.h[1], method.xattn[1], x[r], feats[r // 3], method.config)
+        torch.testing.assert_close(fast[r], slow, rtol=0, atol=1e-5)
+
+
+def test_gradients_at_step_zero_reach_the_output_maps_only():
+    """W_o = 0 blocks the way to the others; after one update they have gradients too."""
+    model = build("ituning", perturb=False)
+    images, idx, targets = inputs()
+    optimizer = torch.optim.SGD(model.trained().values(), lr=0.1)
+    moving = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(images, idx, targets)[1].backward()
+        moving.append({n.split(".")[-2] for n, p in model.trained().items()
+                       if p.grad.abs().max() > 0 and n.endswith("weight")})
+        optimizer.step()
+    assert moving == [{"o"}, {"q", "k", "v", "o"}]
+
+
+def test_scale_zero_is_plain_gpt2_at_any_time():
+    model = build("ituning").eval()
+    model.method.config = Config(scale=0.0)
+    images, idx, _ = inputs()
+    assert torch.equal(model(images, idx)[0], model.gpt2(idx))
+
+
+def test_the_order_of_the_image_tokens_does_not_matter():
+    model = build("ituning").eval()
+    images, idx, _ = inputs()
+    feats = model.see(images)
+    shuffled = feats[:, torch.randperm(feats.shape[1])]
+    torch.testing.assert_close(model(feats, idx)[0], model(shuffled, idx)[0], rtol=0, atol=1e-5)
+
+
+def test_watched_attention_sums_to_one_and_changes_nothing():
+    """(R, nh, T, N) per layer, each row of text over its own image's tokens."""
+    model = build("ituning").eval()
+    images, idx, _ = inputs()
+    plain, _ = model(images, idx)
+    model.method.watch = []
+    watched, _ = model(images, idx)
+    torch.testing.assert_close(watched, plain, rtol=0, atol=1e-5)
+    assert [l for l, _ in model.method.watch] == [0, 1, 2]
+    for _, att in model.method.watch:
+        assert att.shape == (6, 4, 7, 17)
+        torch.testing.assert_close(att.sum(-1), torch.ones(6, 4, 7))
+    # Row 4 alone with its image sees what it saw among the others.
+    model.method.watch, together = [], model.method.watch
+    model(images[1:], idx[4:5])
+    for (_, alone), (_, all_rows) in zip(model.method.watch, together):
+        torch.testing.assert_close(alone[0], all_rows[4], rtol=0, atol=1e-5)
+
+
+def test_layers_below_first_layer_run_without_gradients():
+    torch.manual_seed(0)
+    vit = CLIPViT(16, 4, 24, 2, 2, 8)
+    gpt2 = GPT2(GPT2Config(vocab_size=37, n_positions=32, n_layer=3, n_head=4, n_embd=32))
+    model = SeeGPT(vit, gpt2, ITuning(Config(first_layer=2), gpt2, vit))
+    assert len(model.method.xattn) == 1
+    seen = []
+    for block in gpt2.h:
+        block.register_forward_hook(lambda m, x, y: seen.append(y.requires_grad))
+    images, idx, targets = inputs()
+    model(images, idx, targets)[1].backward()
+    assert seen == [False, False]  # layer 2 is run by the method, in parts
+    for bad in (-1, 3):
+        with pytest.raises(UserError, match="first_layer"):
+            ITuning(Config(first_layer=bad), gpt2, vit)
+    with pytest.raises(UserError, match="width_ratio"):
+        ITuning(Config(width_ratio=0.2), gpt2, vit)
+
+
+def test_eight_pairs_are_learnt_by_heart_and_the_image_is_what_tells_them_apart():
+    """Eight images, eight texts that begin alike: near-zero loss, greedy gives them back, and with
+    shuffled images the loss is high again."""
+    model = build("ituning", perturb=False)
+    with torch.no_grad():  # the frozen head must be able to be sure: ln_f bounds the states it reads
+        model.gpt2.wte.weight.mul_(5)
+    torch.manual_seed(3)
+    images = torch.randn(8, 17, 24)  # feats: a random ViT makes all noise look alike
+    texts = torch.randint(0, 36, (8, 5))
+    eot = torch.full((8, 1), 36)
+    idx, targets = torch.cat([eot, texts], 1), torch.cat([texts, eot], 1)
+    optimizer = torch.optim.Adam(model.trained().values(), lr=1e-2)
+    for _ in range(300):
+        optimizer.zero_grad()
+        loss = model(images, idx, targets)[1]
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.05
+    out, _ = model.eval().beam(images, eot, beam=1, max_new_tokens=6)
+    assert out == torch.cat([texts, eot], 1).tolist()
+    assert model(images.roll(1, 0), idx, targets)[1] > 1

@@ -1,0 +1,174 @@
+"""The contract that every method keeps, run on each by name.
+
+All trained tensors are perturbed first: at their starting values many mistakes do not show (a zero
+output map hides a wrong mask, a zero bias a missing one).
+"""
+
+import pytest
+import torch
+
+from clip_vit import CLIPViT
+from gpt2 import GPT2, Cache, GPT2Config
+from model import METHODS, Rows, SeeGPT, find_method
+
+V, T, B, K = 37, 7, 2, 3
+IDENTITY = {"ituning"}  # methods whose step 0 is plain GPT-2
+
+
+def build(name, seed=0, perturb=True, **switches):
+    """A small random SeeGPT with the method; everything perturbed, norms and biases too."""
+    torch.manual_seed(seed)
+    vit = CLIPViT(16, patch=4, width=24, layers=2, heads=2, embed_dim=8)
+    gpt2 = GPT2(GPT2Config(vocab_size=V, n_positions=32, n_layer=3, n_head=4, n_embd=32))
+    cls, config = find_method(name)
+    model = SeeGPT(vit, gpt2, cls(config(), gpt2, vit), **switches)
+    with torch.no_grad():
+        for n, p in model.named_parameters():
+            if perturb or not n.startswith("method."):
+                p.add_(0.3 * torch.randn_like(p) if n.startswith("method.") else 0.1 * torch.randn_like(p))
+    return model.train()
+
+
+def inputs(seed=1):
+    torch.manual_seed(seed)
+    idx = torch.randint(0, V, (B * K, T))
+    targets = torch.randint(0, V, (B * K, T))
+    targets[0, 4:] = -1  # a short caption
+    targets[5] = -1  # a filler row
+    return torch.randn(B, 3, 16, 16), idx, targets
+
+
+every = pytest.mark.parametrize("name", METHODS)
+
+
+@every
+def test_frozen_weights_do_not_move(name):
+    """Ten steps of AdamW: the frozen tensors stay bit-equal, get no gradient and no optimiser state."""
+    model = build(name)
+    images, idx, targets = inputs()
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    optimizer = torch.optim.AdamW(model.trained().values(), lr=1e-2)
+    for _ in range(10):
+        optimizer.zero_grad()
+        model(images, idx, targets)[1].backward()
+        optimizer.step()
+    for n, p in model.named_parameters():
+        if n in model.trained():
+            assert p in optimizer.state
+        else:
+            assert torch.equal(p, before[n]) and p.grad is None and p not in optimizer.state, n
+    assert set(model.trained()) == {f"method.{n}" for n in model.method.state_dict()}
+
+
+@every
+def test_every_trained_tensor_gets_a_gradient(name):
+    """Biases of keys are exempt: softmax ignores a constant added to all scores of a query."""
+    model = build(name)
+    model(*inputs())[1].backward()
+    for n, p in model.trained().items():
+        if not n.endswith(".k.bias"):
+            assert p.grad is not None and p.grad.abs().max() > 0, n
+
+
+@every
+def test_the_image_changes_the_logits(name):
+    model = build(name).eval()
+    images, idx, _ = inputs()
+    assert (model(images, idx)[0] - model(images + 1, idx)[0]).abs().max() > 1e-3
+    # and each image only its own rows
+    other = model(torch.stack([images[0], images[1] + 1]), idx)[0]
+    assert torch.equal(other[:K], model(images, idx)[0][:K])
+
+
+@every
+def test_no_later_token_changes_an_earlier_logit(name):
+    model = build(name).eval()
+    images, idx, _ = inputs()
+    logits, _ = model(images, idx)
+    for j in range(1, T):
+        changed = idx.clone()
+        changed[:, j:] = (changed[:, j:] + 5) % V
+        torch.testing.assert_close(model(images, changed)[0][:, :j], logits[:, :j], rtol=0, atol=1e-5)
+
+
+@every
+def test_cached_logits_equal_uncached(name):
+    """The text read in pieces of 3, 1, 1 and 2 tokens gives the logits of the text read at once."""
+    model = build(name).eval()
+    images, idx, _ = inputs()
+    full, _ = model(images, idx)
+    ctx = model.method.look(model.see(images))
+    cache = Cache(model.method.layers(model.gpt2), T + model.method.extra)
+    parts, t = [], 0
+    for n in (3, 1, 1, 2):
+        parts.append(model.read(idx[:, t:t + n], ctx, Rows(cache, t)))
+        t += n
+    torch.testing.assert_close(torch.cat(parts, 1), full, rtol=0, atol=1e-5)
+
+
+@every
+def test_picked_logits_are_those_of_all_positions(name):
+    """The loss looks at targets only; the logits of padding are never made, and change nothing."""
+    model = build(name).eval()
+    images, idx, targets = inputs()
+    none, loss = model(images, idx, targets)
+    logits, slow = model(images, idx, targets, all_logits=True)
+    assert none is None and logits.shape == (B * K, T, V)
+    torch.testing.assert_close(loss, slow)
+    by_hand = [-logits[r, t].log_softmax(0)[targets[r, t]] for r in range(B * K) for t in range(T)
+               if targets[r, t] != -1]
+    torch.testing.assert_close(loss, torch.stack(by_hand).mean())
+
+
+@every
+def test_rows_of_one_image_equal_rows_with_an_image_each(name):
+    """Sharing keys and values among the captions of an image is exact."""
+    model = build(name).eval()
+    images, idx, _ = inputs()
+    shared, _ = model(images, idx)
+    single, _ = model(images.repeat_interleave(K, 0), idx)
+    torch.testing.assert_close(shared, single, rtol=0, atol=1e-5)
+
+
+@every
+def test_features_may_be_given_in_place_of_images(name):
+    model = build(name).eval()
+    images, idx, _ = inputs()
+    assert torch.equal(model(images, idx)[0], model(model.vit(images), idx)[0])
+
+
+@every
+def test_save_and_load_round_trip(name, tmp_path):
+    """The file holds exactly what was trained, and puts another model in the same state."""
+    from weights import read
+    model, other = build(name, seed=0), build(name, seed=0)
+    model.save(tmp_path / "x.safetensors", step=3)
+    tensors = read(tmp_path / "x.safetensors")
+    assert set(tensors) == set(model.trained()) and all(n.startswith("method.") for n in tensors)
+    with torch.no_grad():
+        for p in other.trained().values():
+            p.zero_()
+    other.restore(tensors, "x")
+    images, idx, _ = inputs()
+    assert torch.equal(model.eval()(images, idx)[0], other.eval()(images, idx)[0])
+
+
+@every
+def test_step_zero_is_plain_gpt2_where_promised(name):
+    model = build(name, perturb=False).eval()
+    images, idx, _ = inputs()
+    assert torch.equal(model(images, idx)[0], model.gpt2(idx)) == (name in IDENTITY)
+
+
+@every
+@pytest.mark.parametrize("switch, prefix", [("train_lm", "gpt2."), ("train_vision", "vit.")])
+def test_tuned_backbones_learn_only_with_their_switch(name, switch, prefix):
+    model = build(name, **{switch: True})
+    model(*inputs())[1].backward()
+    trained = {n for n in model.trained() if not n.startswith("method.")}
+    assert trained and all(n.startswith(prefix) for n in trained)
+    for n in trained:
+        p = model.trained()[n]
+        # The key third of a joint bias has no gradient, the rest of it has.
+        assert p.grad is not None and p.grad.abs().max() > 0, n
+    assert not any(n.startswith(prefix) for n in build(name).trained())
