@@ -1,0 +1,173 @@
+"""The few pictures made here: heat maps over an image, sheets of labelled cells, curves of a run.
+
+  title, wrapped at the sheet's width
+  note, small and grey
+  +---------+ +---------+ +---------+
+  |  cell   | |  cell   | |  cell   |     as many to a row as fit, then the next row
+  +---------+ +---------+ +---------+
+     label       label       label
+  less [colour bar] more
+
+Pillow does all of it but the curves, which need matplotlib. No model code lives here: skip this
+file on a first reading.
+"""
+
+import functools
+import json
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+PAPER, INK, GREY, LINE = (252, 252, 250), (30, 30, 36), (125, 125, 132), (214, 214, 212)
+MARGIN, GAP = 28, 14  # pixels around the sheet, and between cells
+WIDE = 1500  # pixels a sheet may be wide, unless a single cell is wider
+
+# Dark blue over violet and orange to pale yellow. Each colour is lighter than the one before, so
+# the order survives a black-and-white print and most kinds of colour blindness.
+HEAT = np.array([(22, 20, 48), (66, 18, 104), (125, 30, 109), (183, 55, 84), (229, 92, 48),
+                 (250, 146, 20), (249, 201, 50), (252, 255, 170)], np.float32)
+
+
+def colours(x):
+    """Numbers in 0..1, any shape (...) -> colours (..., 3) in 0..255, interpolated in HEAT."""
+    at = np.linspace(0, 1, len(HEAT))
+    return np.stack([np.interp(x, at, HEAT[:, c]) for c in range(3)], -1)
+
+
+def heat(image, grid):
+    """Lays a map over an RGB image: grid (h, w) of numbers from 0 (dark) to 1 (glowing)."""
+    # Bicubic between the centres of the patches: squares would look like sharp knowledge.
+    smooth = Image.fromarray(np.asarray(grid, np.float32)).resize(image.size, Image.BICUBIC)
+    x = np.asarray(smooth).clip(0, 1)[..., None]  # (H, W, 1); bicubic overshoots a little
+    picture = np.asarray(image, np.float32)
+    grey = picture @ np.array((0.299, 0.587, 0.114), np.float32)  # as the eye weighs R, G and B
+    # Darker, because on white snow too the heat must be the brightest; where it is cold, the
+    # picture shows through almost alone.
+    picture = 0.6 * (0.85 * picture + 0.15 * grey[..., None])
+    cover = 0.2 + 0.55 * x
+    mixed = (1 - cover) * picture + cover * colours(x[..., 0])
+    return Image.fromarray(mixed.round().astype(np.uint8))
+
+
+# ---------------------------------------------------------------------------- sheets
+
+@functools.cache
+def font(size):
+    """Pillow's built-in font. A character that it lacks comes out as an empty box."""
+    return ImageFont.load_default(size)
+
+
+def wrap(text, width, size):
+    """Cuts a text into lines of at most width pixels, at spaces; only too long a word is broken."""
+    fits = lambda line: font(size).getlength(line) <= width
+    lines = [""]
+    for word in text.split():
+        if fits(f"{lines[-1]} {word}".strip()):
+            lines[-1] = f"{lines[-1]} {word}".strip()
+            continue
+        lines += [""] if lines[-1] else []
+        for c in word:
+            if lines[-1] and not fits(lines[-1] + c):
+                lines.append("")
+            lines[-1] += c
+    return lines
+
+
+def write(draw, x, y, lines, size, fill, anchor="la"):
+    """Draws lines of text from y downwards and returns the y below them."""
+    for line in lines:
+        draw.text((x, y), line, fill, font(size), anchor)
+        y += round(1.35 * size)
+    return y
+
+
+def rows_of_cells(title, note, cells, columns, width):
+    """One block: a title, a note, and cells [(RGB image, label)] of equal size in rows."""
+    w, h = cells[0][0].size
+    title, note = wrap(title, width, 24), wrap(note, width, 14)
+    most = 40 * len(title + note) + len(cells) * (h + 80)  # cut to what is used at the end
+    canvas = Image.new("RGB", (width, most), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    y = write(draw, 0, 0, title, 24, INK)
+    y = write(draw, 0, y, note, 14, GREY) + GAP
+    for start in range(0, len(cells), columns):
+        bottom = y
+        for i, (image, label) in enumerate(cells[start:start + columns]):
+            x = i * (w + GAP)
+            canvas.paste(image, (x, y))
+            draw.rectangle((x, y, x + w - 1, y + h - 1), outline=LINE)
+            lines = wrap(label, w, 18)
+            lines = lines if len(lines) < 3 else [lines[0], lines[1][:-3] + "..."]
+            bottom = max(bottom, write(draw, x + w // 2, y + h + 6, lines, 18, INK, "ma"))
+        y = bottom + GAP
+    return canvas.crop((0, 0, width, y))
+
+
+def colour_bar(little, much, height=12, width=180):
+    """What the colours mean: the words for 0, all colours, the words for 1."""
+    left, right = (round(font(14).getlength(text)) for text in (little, much))
+    canvas = Image.new("RGB", (left + width + right + 2 * GAP, 20), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    bar = colours(np.tile(np.linspace(0, 1, width), (height, 1))).round().astype(np.uint8)
+    canvas.paste(Image.fromarray(bar), (left + GAP, 4))
+    write(draw, 0, 2, [little], 14, GREY)
+    write(draw, left + width + 2 * GAP, 2, [much], 14, GREY)
+    return canvas
+
+
+def sheet(blocks, little, much):
+    """All blocks [(title, note, cells)] one under another, and the colour bar at the end.
+
+    All cells are of one size. little and much are the words at the two ends of the bar.
+    """
+    w = blocks[0][2][0][0].width + GAP
+    most = max(1, (WIDE - 2 * MARGIN + GAP) // w)
+    # Rows of equal length: 5 + 4 rather than 7 + 2.
+    columns = [-(-len(cells) // -(-len(cells) // most)) for _, _, cells in blocks]
+    bar = colour_bar(little, much)
+    width = max(max(columns) * w - GAP, bar.width)
+    parts = [rows_of_cells(*block, n, width) for block, n in zip(blocks, columns)] + [bar]
+    height = sum(p.height for p in parts) + GAP * (len(parts) - 1)
+    canvas = Image.new("RGB", (width + 2 * MARGIN, height + 2 * MARGIN), PAPER)
+    y = MARGIN
+    for part in parts:
+        canvas.paste(part, (MARGIN, y))
+        y += part.height + GAP
+    return canvas
+
+
+# ---------------------------------------------------------------------------- curves
+
+def curve(log, path):
+    """Draws the losses of a run, read from its log.jsonl, into a PNG; False without matplotlib."""
+    try:
+        from matplotlib.figure import Figure  # not pyplot, which may ask for a window
+    except ImportError:
+        print(f"no curves: matplotlib is missing (pip install matplotlib); numbers are in {log}")
+        return False
+    series = {"loss": {}, "val_loss": {}, "blind_loss": {}}  # name -> {step: nats}
+    with open(log, encoding="utf-8") as f:
+        for line in f:
+            try:
+                entry = json.loads(line)
+            except ValueError:  # a run that was killed may have left half a line
+                continue
+            for name in series:
+                if name in entry:  # a step done again after --resume replaces the first try
+                    series[name][entry["step"]] = entry[name]
+    figure = Figure(figsize=(7, 4.2), dpi=130, layout="constrained")
+    axes = figure.subplots()
+    looks = {"loss": ("training", "#9db4d0", "-", 1.2),
+             "val_loss": ("validation", "#1f4e8c", "o-", 2.2),
+             "blind_loss": ("validation, with other images", "#d1652a", "o--", 1.8)}
+    for name, (label, colour, style, width) in looks.items():
+        if series[name]:
+            steps, losses = zip(*sorted(series[name].items()))
+            axes.plot(steps, losses, style, color=colour, lw=width, ms=4, label=label)
+    axes.set(xlabel="step", ylabel="loss, nats per token")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e6e6e4")
+    if axes.lines:
+        axes.legend(frameon=False)
+    figure.savefig(path)
+    return True

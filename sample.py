@@ -1,0 +1,248 @@
+"""Captions your own pictures, and shows for every word where the method looked.
+
+    python sample.py photo.jpg more.png folder/             the newest run in out/
+    python sample.py --ckpt out/NAME photo.jpg --beam 5     a certain run, or a checkpoint file
+    python sample.py photo.jpg --json captions.json         also as [{"image": ..., "caption": ...}]
+    python sample.py photo.jpg --attn attn.png              also the sheet below
+
+  a small red circle left of a large blue square
+  +---------+  +---------+  +---------+  +---------+  +---------+
+  | o       |  |.........|  |.::......|  |.##......|  |.@@......|    bright: looked at
+  |     []  |  |....::...|  |.::......|  |.##......|  |.@@......|    most, when about to
+  +---------+  +---------+  +---------+  +---------+  +---------+    write the word
+                    a          small         red        circle
+
+The text so far decides where to look, so a word's map belongs to the position in front of it:
+
+  text read     <|endoftext|>      a       small      red
+                      |            |         |         |
+  looks at          map 0        map 1     map 2     map 3
+                      |            |         |         |
+  and writes          a          small      red      circle
+
+differs: Xu et al. 2015 ("Show, Attend and Tell") have one attention; here every head of every layer
+has one, and a map is the mean of all of them. Heads differ, so take it as a summary.
+
+Next: evaluate.py
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from cli import UserError, opt, parse, run
+from clip_vit import MEAN, STD, open_image, preprocess
+from data.common import progress, replacing
+from draw import heat, sheet
+from model import SeeGPT, here
+from train import pick_device
+
+# What counts as an image file in a folder.
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SHEET = 20  # pictures on one sheet of --attn, at most
+
+
+@dataclass
+class Config:
+    images: list = opt([], "image files; of a folder, all that are in it", positional=True)
+    ckpt: str = opt("", "a run's folder or a checkpoint file; empty: the newest run in out/")
+    beam: int = opt(5, "beams of the search; 1 takes the likeliest token each time (papers: 5)")
+    length_penalty: float = opt(0.0, "a beam's score is its log-probability / tokens ** this; above 0 favours long texts")
+    temperature: float = opt(0.0, "above 0: draw each word at random instead; 1 as the model says, less is safer")
+    top_k: int = opt(0, "draw among so many tokens; 0: all")
+    top_p: float = opt(1.0, "draw among the likeliest tokens that sum to this probability")
+    seed: int = opt(1337, "of the drawing")
+    max_new_tokens: int = opt(30, "longest caption in tokens")
+    prompt: str = opt("", "how the text begins (no space at its end); not repeated")
+    json: str = opt("", "write the captions to this file, too")
+    attn: str = opt("", f"PNG file for where the method looked; the first {SHEET} pictures only")
+    device: str = opt("auto", "auto, cpu, cuda, mps")
+    dtype: str = opt("float32", "of matrix products and frozen weights", choices=("float32", "bfloat16", "float16"))
+    gpt2: str = opt("", "where the frozen GPT-2 lies now, if not where it lay in training")
+    clip: str = opt("", "where the frozen CLIP lies now, if not where it lay in training")
+    batch: int = opt(16, "pictures at a time")
+
+
+# ---------------------------------------------------------------------------- what to caption
+
+def find_images(names):
+    """Files as they are, folders as the image files directly inside, sorted. UserError if none."""
+    if not names:
+        raise UserError("which picture? python sample.py photo.jpg (--help lists all flags)")
+    found = []
+    for name in names:
+        if Path(name).is_dir():  # a dot in front: another program's thumbnail or note
+            found += sorted(str(p) for p in Path(name).iterdir()
+                            if p.suffix.lower() in ENDINGS and not p.name.startswith("."))
+        else:
+            found.append(name)
+    if not found:
+        raise UserError(f"{', '.join(names)}: no image in there ({', '.join(ENDINGS)})")
+    return found
+
+
+def newest_run():
+    """The run in out/ that was saved last. UserError if there is none."""
+    out = Path(here("out"))
+    saved = [*out.glob("*/best.safetensors"), *out.glob("*/last.safetensors")]
+    if not saved:
+        raise UserError("there is no checkpoint in out/ yet: run python train.py first, "
+                        "or name one with --ckpt")
+    return max(saved, key=lambda p: p.stat().st_mtime).parent
+
+
+# ---------------------------------------------------------------------------- attention
+
+def words(enc, ids):
+    """Joins the tokens of each word: [(word, [places in ids])]. White space begins a word."""
+    groups = []
+    for i, token in enumerate(ids):
+        piece = enc.decode_single_token_bytes(token)  # bytes: two tokens may share a letter
+        if not groups or piece[:1].isspace():
+            groups.append((piece, [i]))
+        else:
+            groups[-1] = (groups[-1][0] + piece, groups[-1][1] + [i])
+    texts = [(piece.decode("utf-8", "replace").strip(), places) for piece, places in groups]
+    return [(text, places) for text, places in texts if text]
+
+
+@torch.no_grad()
+def look(model, feats, start, ids):
+    """Where the method looked before it wrote each of ids: maps (len(ids), grid, grid), sum <= 1.
+
+    feats (1, N, D) of one image, start the ids in front. UserError if the method never attends.
+    """
+    T = len(start) + len(ids)
+    model.method.watch = []
+    try:
+        cond = torch.tensor([len(start)], device=feats.device)
+        model(feats, torch.tensor([start + ids], device=feats.device), cond=cond)
+        seen = model.method.watch
+    finally:
+        model.method.watch = None
+    if not seen:
+        raise UserError(f"--attn: {model.origin.get('method', 'this method')} does not attend to "
+                        "the image word by word, so there is nothing to show; ituning does")
+    # Mean over heads, then over layers. A method's own prompt tokens stand in front of the text.
+    att = torch.stack([a[0].mean(0)[-T:] for _, a in seen]).mean(0)  # (T, N)
+    # pitfall: what is looked at in order to write token t is in row t - 1; the row of a word itself
+    # shows where it looks for the next one.
+    att = att[len(start) - 1:T - 1, 1:]  # without the class token, which is nowhere in the picture
+    side = round(att.shape[1] ** 0.5)
+    return att.view(-1, side, side).float().cpu()
+
+
+def picture(x):
+    """A preprocessed image (3, H, W) as the model sees it, in the size of a cell of the sheet."""
+    x = x.cpu() * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+    image = Image.fromarray((x.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
+    side = image.width
+    if side < 128:  # whole multiples without smoothing: the few pixels there are
+        return image.resize([side * round(192 / side)] * 2, Image.NEAREST)
+    return image if side <= 256 else image.resize((256, 256), Image.LANCZOS)
+
+
+def block(model, x, feats, name, caption, ids, config):
+    """One image's part of the sheet for draw.sheet: the picture, then a heat map for every word."""
+    image = picture(x)
+    enc = model.gpt2.tokenizer
+    maps = look(model, feats, [enc.eot_token, *enc.encode_ordinary(config.prompt)], ids)
+    found = [(word, maps[places].mean(0)) for word, places in words(enc, ids)]
+    # One scale, from 0 up, for all words of a caption: an "a" that hardly looks anywhere stays dim.
+    # With a scale a word, its noise would glow like the sharp spot of "circle". The power lifts
+    # weak maps a little; it keeps the order.
+    most = max([float(m.max()) for _, m in found] + [1e-9])
+    cells = [(heat(image, (m / most) ** 0.7), word) for word, m in found]
+    return caption, name, [(image, ""), *cells]
+
+
+# ---------------------------------------------------------------------------- the command
+
+def say(text, end="\n"):
+    """To stderr: stdout is for captions alone."""
+    print(text, end=end, file=sys.stderr, flush=True)
+
+
+def load_images(names, size):
+    """(names, images) of the files that can be read, and the errors of the others."""
+    good, images, bad = [], [], []
+    for name in names:
+        try:
+            images.append(preprocess(open_image(name), size))
+            good.append(name)
+        except UserError as e:
+            bad.append(e)
+    return good, images, bad
+
+
+def check(config):
+    """UserError for what would otherwise be found out late, after all the captions."""
+    for name in ("beam", "max_new_tokens", "batch"):
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name} {getattr(config, name)}: must be 1 or more")
+    if config.attn and not config.attn.lower().endswith(".png"):
+        raise UserError(f"--attn {config.attn}: a name that ends in .png, please")
+
+
+def save(config, results, blocks):
+    """Writes the files asked for with --json and --attn."""
+    if config.json:
+        with replacing(config.json) as f:
+            f.write(json.dumps(results, indent=1).encode() + b"\n")
+    if config.attn:
+        with replacing(config.attn) as f:
+            much = "looked at most, when about to write the word"
+            sheet(blocks, "hardly looked at", much).save(f, "PNG")
+        if len(results) > len(blocks):
+            say(f"note: {config.attn} shows the first {SHEET} of {len(results)} pictures")
+
+
+@torch.no_grad()
+def main(config):
+    check(config)
+    files, device = find_images(config.images), pick_device(config.device)
+    ckpt = config.ckpt or newest_run()
+    if not config.ckpt:
+        say(f"checkpoint: {ckpt}, the newest run (--ckpt for another)")
+    dtype = getattr(torch, config.dtype)
+    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    model = SeeGPT.load(ckpt, device, config.gpt2 or None, config.clip or None).hold(dtype)
+    torch.manual_seed(config.seed)
+    if model.origin.get("dataset") == "shapes":
+        say("note: trained on drawings of coloured shapes, so it captions a photo in shapes, too")
+    terminal = sys.stderr.isatty() and len(files) > config.batch
+    show = progress("captions", len(files)) if terminal else lambda done: None
+    results, blocks = [], []
+    for i in range(0, len(files), config.batch):
+        names, images, bad = load_images(files[i:i + config.batch], model.vit.image_size)
+        with autocast:
+            feats = model.see(torch.stack(images).to(device)) if images else None
+            found = model.generate(feats, config.prompt, config.beam, config.max_new_tokens, config.length_penalty,
+                                   temperature=config.temperature, top_k=config.top_k, top_p=config.top_p,
+                                   with_ids=True) if images else []
+        say(f"\r{'':78}\r" * terminal, end="")  # wipes the progress away
+        for e in bad:
+            say(e)
+        for b, (name, (text, ids)) in enumerate(zip(names, found)):
+            print(f"{name}: {' '.join(text.split())}", flush=True)
+            results.append({"image": name, "caption": text})
+            if config.attn and len(blocks) < SHEET:
+                with autocast:
+                    blocks.append(block(model, images[b], feats[b:b + 1], name, text, ids, config))
+        show(min(i + config.batch, len(files)))
+    if not results:
+        raise UserError("none of the images could be read, so there is no caption")
+    save(config, results, blocks)
+    if len(results) < len(files):
+        raise UserError(f"{len(files) - len(results)} of {len(files)} images could not be read; "
+                        "the others have their captions")
+
+
+if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):  # a character they lack becomes its number
+        stream.reconfigure(errors="backslashreplace")
+    run(lambda: main(*parse(Config)))

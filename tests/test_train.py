@@ -1,0 +1,308 @@
+"""The loop: batches, weighting, exact resume, two processes, and what a user's mistake ends in.
+
+A tiny dataset is drawn from the shapes world; the backbones are the committed ones.
+"""
+
+import json
+import os
+import random
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from cli import UserError
+from data.common import write_meta, write_split
+from data.shapes import world
+from gpt2 import get_tokenizer
+from weights import read
+
+ROOT = Path(__file__).resolve().parent.parent
+ENC = get_tokenizer(ROOT / "data" / "shapes" / "tiny-gpt2")
+EOT = ENC.eot_token
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """18 train and 6 val images; some with fewer or more captions than rows."""
+    folder = tmp_path_factory.mktemp("mini")
+    rng = random.Random(0)
+    for split, n in (("train", 18), ("val", 6)):
+        items = []
+        for i in range(n):
+            scene = world.sample_from(rng, 1 + i % 2, ("train",))
+            world.render(scene, rng).save(folder / f"{split}{i}.png")
+            captions = world.captions(scene, rng)
+            items.append({"id": i, "image": f"{split}{i}.png", "captions": (captions + captions[:2])[:(5, 1, 7, 6)[i % 4]],
+                          "scene": world.to_json(scene)})
+        write_split(folder, split, items)
+    write_meta(folder, {"task": "caption"})
+    return folder
+
+
+def flags(dataset, out, *more):
+    """A short run on the mini dataset with the tiny backbones, as command-line words."""
+    return ["--dataset", str(dataset), "--out", str(out), "--gpt2", "data/shapes/tiny-gpt2",
+            "--clip", "data/shapes/tiny-clip", "--batch", "4", "--rows", "3", "--steps", "10", "--lr", "2e-3",
+            "--warmup", "2", "--eval_every", "5", "--log_every", "1", "--workers", "0", "--device", "cpu", *more]
+
+
+def fit(dataset, out, *more):
+    train.main(*train.command_line(flags(dataset, out, *more)))
+    return read(Path(out) / "last.safetensors"), losses(out)
+
+
+def losses(out):
+    """{step: training loss} of a run's log."""
+    lines = [json.loads(line) for line in (Path(out) / "log.jsonl").read_text().splitlines()]
+    return {x["step"]: x["loss"] for x in lines if "loss" in x}
+
+
+def same(a, b):
+    return set(a) == set(b) and all(torch.equal(a[n], b[n]) for n in a)
+
+
+@pytest.fixture(scope="module")
+def unbroken(dataset, tmp_path_factory):
+    """Ten steps without a stop: what the other ways of doing ten steps are held against."""
+    return fit(dataset, tmp_path_factory.mktemp("unbroken") / "run")
+
+
+# ---------------------------------------------------------------------------- rows of text
+
+def test_a_row_is_asked_for_every_word_and_the_end_and_for_no_padding():
+    """"a star" -> idx [EOT, a, star], targets [a, star, EOT]; a shorter caption is padded with -1."""
+    a, star, red = (ENC.encode_ordinary(w)[0] for w in ("a", " star", " red"))
+    idx, targets = train.rows_of([["a star", "a"]], 3, ENC, 40)
+    assert idx.tolist() == [[EOT, a, star], [EOT, a, EOT], [EOT, EOT, EOT]]
+    assert targets.tolist() == [[a, star, EOT], [a, EOT, -1], [-1, -1, -1]]
+    idx, targets = train.rows_of([["a red star"]], 1, ENC, max_tokens=2)
+    assert targets.tolist() == [[a, red, EOT]]
+
+
+def test_the_exclamation_mark_survives():
+    """pitfall: id 0 is "!" in GPT-2's vocabulary. Who pads with 0 never learns it."""
+    bang, = ENC.encode_ordinary("!")
+    _, targets = train.rows_of([["!", "a star"]], 2, ENC, 40)
+    assert targets[0].tolist() == [bang, EOT, -1]
+
+
+def test_more_padding_changes_neither_the_loss_nor_the_gradients():
+    from test_methods import build
+    model = build("ituning")
+    torch.manual_seed(0)
+    images, idx, targets = torch.randn(2, 3, 16, 16), torch.randint(0, 37, (4, 5)), torch.randint(0, 37, (4, 5))
+    targets[0, 3:] = -1
+    results = []
+    for pad in (0, 6):
+        model.zero_grad()
+        more = torch.nn.functional.pad
+        loss = model(images, more(idx, (0, pad), value=36), more(targets, (0, pad), value=-1))[1]
+        loss.backward()
+        results.append([loss.detach()] + [p.grad.clone() for p in model.trained().values()])
+    for a, b in zip(*results):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_images_with_1_5_6_and_7_captions_in_a_batch_have_the_loss_of_one_caption_at_a_time():
+    from test_methods import build
+    model = build("ituning").eval()
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 16, 16)
+    texts = [["a star", "a", "a red star", "red", "a red", "star", "star star"][:n] for n in (1, 5, 6, 7)]
+    enc = ByteLike()
+    loss = model(images, *train.rows_of(texts, 7, enc, 40))[1]
+    total, count = 0.0, 0
+    for image, captions in zip(images, texts):
+        for text in captions:
+            idx, targets = train.rows_of([[text]], 1, enc, 40)
+            n = int((targets != -1).sum())
+            total, count = total + model(image[None], idx, targets)[1].item() * n, count + n
+    assert abs(loss.item() - total / count) < 1e-5
+
+
+class ByteLike:
+    """An encoding of letters for the 37-token model of test_methods."""
+    eot_token = 36
+
+    def encode_ordinary(self, text):
+        return [ord(c) % 36 for c in text]
+
+
+# ---------------------------------------------------------------------------- batches
+
+def test_batches_are_a_function_of_the_step_and_every_epoch_sees_every_image(dataset):
+    config, _, _ = train.command_line(flags(dataset, "x"))
+    items = train.load_split(dataset, "train")
+    data = train.Batches(items, ENC, config, 64)
+    places = [train.order(config.seed, e, 18).tolist() for e in range(3)]
+    assert all(sorted(p) == list(range(18)) for p in places) and places[0] != places[1]
+    (images, idx, _), = data[4]  # steps 4: places 16, 17 of epoch 0 and 0, 1 of epoch 1
+    want = data.images([*places[0][16:], *places[1][:2]])
+    assert torch.equal(images, want)
+    assert torch.equal(idx, data[4][0][1])
+
+
+def test_surplus_captions_come_up_in_other_epochs(dataset):
+    config, _, _ = train.command_line(flags(dataset, "x"))
+    items = train.load_split(dataset, "train")
+    seen = set()
+    for epoch in range(12):
+        rng = np.random.default_rng((config.seed, 1, epoch, 3))
+        seen |= {str(c) for c in rng.permutation(items[3]["captions"])[:3]}
+    assert len(items[3]["captions"]) == 6 and seen == set(items[3]["captions"])
+
+
+def test_a_broken_image_is_named(dataset, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"not a picture")
+    for split in ("train", "val"):
+        write_split(tmp_path, split, [{"id": 0, "image": "bad.png", "captions": ["a star"]}])
+    with pytest.raises(UserError, match="bad.png"):
+        fit(tmp_path, tmp_path / "run")
+
+
+# ---------------------------------------------------------------------------- the same steps, other ways
+
+def test_stop_and_resume_is_exact(dataset, unbroken, tmp_path, monkeypatch):
+    """Ctrl-C after step 3, resume, Ctrl-C after step 7, resume: bit-equal to ten steps at once."""
+    tensors, log = unbroken
+    out = tmp_path / "run"
+    for last, more in ((3, ()), (7, ("--resume",)), (None, ("--resume",))):
+        steps = iter(range(100))
+        first = 0 if last == 3 else 3 if last == 7 else 7
+        monkeypatch.setattr(train.Stop, "asked", property(
+            lambda self: last is not None and next(steps) + first + 1 >= last, lambda self, v: None), raising=False)
+        if last:
+            with pytest.raises(KeyboardInterrupt):
+                fit(dataset, out, *more)
+        else:
+            resumed, again = fit(dataset, out, *more)
+    assert same(resumed, tensors) and again == log
+
+
+def test_killed_at_any_moment_a_run_resumes_exactly(dataset, unbroken, tmp_path):
+    """kill -9 as soon as resume.pt exists; the log has gone further, and is cut back."""
+    out = tmp_path / "run"
+    command = [sys.executable, "train.py", *flags(dataset, out, "--eval_every", "2")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    while process.poll() is None and not (out / "resume.pt").exists():
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    if (out / "log.jsonl").exists():
+        with open(out / "log.jsonl", "a") as f:
+            f.write('{"step": 99, "loss": 1}\n{"step": 3, "lo')  # what a kill can leave behind
+    resumed, log = fit(dataset, out, "--resume")
+    assert same(resumed, unbroken[0]) and log == unbroken[1]
+
+
+def test_accumulation_equals_a_big_batch(dataset, unbroken, tmp_path):
+    """1 x 4 and 4 x 1 images: captions of unequal length are weighted by their tokens, not by batch."""
+    tensors, log = fit(dataset, tmp_path / "run", "--accumulate", "4")
+    for step in log:
+        assert abs(log[step] - unbroken[1][step]) < 1e-4
+    for n in tensors:
+        torch.testing.assert_close(tensors[n], unbroken[0][n], rtol=0, atol=1e-3)
+
+
+def test_two_processes_have_the_loss_curve_of_one(dataset, unbroken, tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+               "train.py", *flags(dataset, out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    log = losses(out)
+    assert log.keys() == unbroken[1].keys()
+    for step in log:
+        assert abs(log[step] - unbroken[1][step]) < 1e-4
+
+
+def test_cached_features_give_the_same_run_up_to_their_rounding(dataset, unbroken, tmp_path):
+    _, log = fit(dataset, tmp_path / "run", "--cache")
+    for step in log:
+        assert abs(log[step] - unbroken[1][step]) < 0.02
+    assert len(list(dataset.glob("features-train-*.npy"))) == 1
+
+
+# ---------------------------------------------------------------------------- what a run leaves
+
+def test_the_checkpoint_holds_the_method_and_nothing_frozen(dataset, unbroken):
+    tensors, log = unbroken
+    assert all(n.startswith("method.xattn.") for n in tensors) and len(tensors) % 8 == 0
+    assert log[10] < log[1]
+
+
+def test_a_run_is_never_overwritten(dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = train.Config(dataset="shapes")
+    assert train.folder_for(config) == Path("out/shapes-ituning")
+    Path("out/shapes-ituning").mkdir(parents=True)
+    assert train.folder_for(config) == Path("out/shapes-ituning-2")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "resume.pt").write_bytes(b"")
+    with pytest.raises(UserError, match="already holds a run"):
+        fit(dataset, tmp_path / "mine")
+
+
+def test_settings_of_a_resumed_run_are_its_own(dataset, tmp_path):
+    fit(dataset, tmp_path / "run", "--steps", "2", "--first_layer", "1")
+    config, method, state = train.command_line(["--resume", "--out", str(tmp_path / "run")])
+    assert (config.batch, config.lr, method.first_layer, state["step"]) == (4, 2e-3, 1, 2)
+
+
+# ---------------------------------------------------------------------------- mistakes end in one line
+
+def failing(*words, cwd=ROOT):
+    done = subprocess.run([sys.executable, *words], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    return done.stderr
+
+
+def test_a_typo_in_a_flag_is_answered_with_the_nearest_one():
+    assert "did you mean --steps?" in failing("train.py", "--step", "3")
+
+
+def test_an_absent_dataset_says_what_to_run(tmp_path):
+    if not (ROOT / "data" / "coco" / "train.jsonl").exists():
+        assert "python data/coco/prepare.py" in failing("train.py", "--dataset", "coco", "--out", str(tmp_path / "x"))
+    assert "did you mean" in failing("train.py", "--dataset", "cocoo", "--out", str(tmp_path / "x"))
+
+
+@pytest.mark.parametrize("words, says", [
+    (["--device", "cuda:9"], "not available"), (["--dtype", "float16", "--device", "cpu"], "needs CUDA"),
+    (["--batch", "1", "--accumulate", "2"], "cannot be split"), (["--resume"], "resume.pt"),
+    (["--cache", "--train_vision"], "leave one away"), (["--gpt2", "nowhere"], "nowhere"),
+    (["--first_layer", "77"], "first_layer"), (["--method", "itunin"], "did you mean ituning")])
+def test_impossible_settings_are_refused(dataset, tmp_path, words, says):
+    with pytest.raises(UserError, match=says):
+        fit(dataset, tmp_path / "run", *words)
+
+
+def test_a_damaged_resume_file_is_refused(tmp_path):
+    (tmp_path / "resume.pt").write_bytes(b"half a file")
+    with pytest.raises(UserError, match="is damaged"):
+        train.load_resume(tmp_path)
+
+
+def test_readme_commands_parse():
+    """Every `python FILE.py ...` line of the README is accepted by that file's parser."""
+    import evaluate  # noqa: F401
+    lines = re.findall(r"^(?:torchrun .*?|python )(\w+\.py.*)$", (ROOT / "README.md").read_text("utf-8"), re.M)
+    assert len(lines) > 5
+    for line in lines:
+        name, *words = shlex.split(line.split("#")[0].replace("...", ""))
+        if name == "train.py":
+            # no run to resume here, and mymethod.py is the reader's own
+            train.command_line([w.replace("mymethod", "ituning") for w in words if w != "--resume"])
+        else:
+            module = __import__(name.removesuffix(".py"))
+            train.parse(module.Config, argv=words)
