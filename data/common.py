@@ -13,21 +13,28 @@ import contextlib
 import difflib
 import json
 import os
+import re
 import shutil
 import sys
 import time
+import unicodedata
+import warnings
 import zipfile
 import zlib
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cli import UserError
 
 DATA = Path(__file__).resolve().parent
 # What to run for a dataset that is not prepared, where the bare script is not enough.
-RUN_WITH = {"coco": " --download (fetches 20 GB), or with --help for images you have"}
+RUN_WITH = {"coco": " --download (fetches 20 GB), or with --help for images you have",
+            "flickr30k": " --download, which says where the images come from",
+            "nocaps": " --download (4,500 images, one by one; there is only a split val)",
+            "visual_genome": " --download (fetches 15 GB), or with --help for images you have",
+            "folder": " path/to/photos, and then give that path instead of the name"}
 FORM = ('{"id": 1, "image": "photo.jpg", "captions": ["A shoe."]} (or in place of captions: '
         '"question" and "answers", "hypothesis" and "label", "expression" and "box")')
 TASKS = ("captions", "question", "hypothesis", "expression")  # one of them is in every line
@@ -59,7 +66,8 @@ def find_dataset(name):
             raise UserError(f"{key} is not prepared: run python data/{owner.name}/prepare.py"
                             f"{task or RUN_WITH.get(owner.name, '')}")
     if folder.is_dir():
-        raise UserError(f"{name}: this folder has no train.jsonl; write one line an item: {FORM}")
+        raise UserError(f"{name}: this folder has no train.jsonl; python data/folder/prepare.py {name} makes "
+                        f"it from photos with captions, or write one line an item: {FORM}")
     if folder.is_file():
         raise UserError(f"{name}: a file; name the folder that holds train.jsonl")
     near = "".join(f"did you mean {n}? " for n in difflib.get_close_matches(key, known, n=1))
@@ -112,12 +120,94 @@ def parse_item(line, folder, where):
     return item
 
 
-# ---------------------------------------------------------------------------- preparing
+# ---------------------------------------------------------------------------- text and JSON
+
+# What cannot be seen and is no white space: control characters, byte-order marks, zero-width spaces,
+# soft hyphens, marks of the writing direction, and halves of a character (lone surrogates), which
+# cannot be written as UTF-8. pitfall: the zero-width joiners U+200C and U+200D are not among them:
+# they hold emoji and Persian words together.
+INVISIBLE = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u200b\u200e\u200f\u202a-\u202e"
+                       "\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]")
 
 
 def clean(text):
-    """Without white space at the ends, and one space in place of any other run of it."""
-    return " ".join(text.split())
+    """Without what cannot be seen and white space at the ends, one space in place of any other run
+    of it; accents joined to their letters (NFC), as a Mac does not write them."""
+    return " ".join(unicodedata.normalize("NFC", INVISIBLE.sub("", text)).split())
+
+
+def unique(captions):
+    """The captions without those that differ from an earlier one in capitals or a full stop only."""
+    first = {}
+    for text in captions:
+        first.setdefault(text.casefold().rstrip(" ."), text)
+    return list(first.values())
+
+
+def read_json(path, hint, **more):
+    """What a JSON file holds; more goes to json.loads. UserError that ends in hint, which says where
+    the file comes from."""
+    try:
+        return json.loads(path.read_bytes(), **more)
+    except FileNotFoundError as e:
+        raise UserError(f"{path}: no such file; {hint}") from e
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror or e})") from e
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{path}: damaged or cut off ({e}); delete it, then {hint}") from e
+
+
+# ---------------------------------------------------------------------------- Karpathy's splits
+
+# One zip holds dataset_coco.json and dataset_flickr30k.json; what download is told of it.
+KARPATHY = {"urls": "http://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip",
+            "size": 36_745_453,
+            "sha256": "4cfd70132527b80933105e5829dc9034eaab9573482e2e680abbab6130244817"}
+# pitfall: restval is the part of COCO's val2014 that nobody validates on. Who forgets it trains on
+# 82,783 images instead of 113,287, and compares with people who did not.
+SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
+
+
+def read_karpathy(path, dataset):
+    """The list of images in Karpathy's JSON, in its own form; Flickr30k's have no filepath and cocoid:
+
+    {"filepath": "val2014", "filename": "COCO_val2014_000000000042.jpg", "cocoid": 42,
+     "split": "restval", "sentences": [{"raw": "A shoe. ", "sentid": 7, ...}, ...], ...}
+    """
+    data = read_json(path, f"fetch {KARPATHY['urls']} (37 MB) and unpack its dataset_{dataset}.json there, "
+                           "or run with --download")
+    name = data.get("dataset") if isinstance(data, dict) else None
+    if name != dataset or not isinstance(data.get("images"), list):
+        what = f"describes the dataset {name}" if name not in (None, dataset) else "has another form"
+        raise UserError(f"{path}: not Karpathy's dataset_{dataset}.json, it {what}; the right one is "
+                        f"in {KARPATHY['urls']}")
+    return data["images"]
+
+
+def karpathy_splits(path, dataset, describe):
+    """{split: items} and what was left out of them, {why: names}. describe(image) gives back an item
+    without its captions; its "image" is relative to the folder of images, wherever that lies."""
+    splits = {split: [] for split in SPLITS.values()}
+    skipped = {"repeated sentids": []}
+    for number, image in enumerate(read_karpathy(path, dataset)):
+        try:
+            # By sentid, not by text: people did write the same caption twice for one image.
+            captions = {s["sentid"]: clean(s["raw"]) for s in image["sentences"]}
+            item = describe(image) | {"captions": list(captions.values())}
+            if escapes(item["image"]) or image["split"] not in SPLITS:
+                raise ValueError(f"{item['image']} in split {image['split']!r}")
+        except KeyError as e:
+            raise UserError(f"{path}: images[{number}] has no {e}; unpack the file again from "
+                            f"{KARPATHY['urls']}") from e
+        except (TypeError, AttributeError, ValueError) as e:
+            raise UserError(f"{path}: images[{number}] has another form than the published ({e}); unpack "
+                            f"the file again from {KARPATHY['urls']}") from e
+        skipped["repeated sentids"] += [item["image"]] * (len(image["sentences"]) - len(captions))
+        splits[SPLITS[image["split"]]].append(item)
+    return splits, skipped
+
+
+# ---------------------------------------------------------------------------- files
 
 
 def relative(path, folder):
@@ -186,11 +276,19 @@ def progress(label, total):
     return show
 
 
-def check_image(path):
-    """What is wrong with an image file, in words; "" if it can be decoded to its last row."""
+def check_image(file):
+    """What is wrong with an image, a path or an open file, in words; "" if training can use it. Grey,
+    CMYK, palette, 16-bit and animated ones can be used (of an animation the first picture)."""
     try:
-        with Image.open(path) as image:
-            image.convert("RGB")  # open alone reads no more than the header
+        with Image.open(file) as image:
+            w, h = image.size
+            if w * h > Image.MAX_IMAGE_PIXELS:  # Pillow itself refuses twice as many, at open
+                return f"too large with {w:,} x {h:,} pixels"
+            if max(w, h) > 100 * min(w, h):  # clip_vit.preprocess refuses it
+                return f"too long and thin with {w:,} x {h:,} pixels"
+            ImageOps.exif_transpose(image).convert("RGB")  # open alone reads no more than the header
+    except UnidentifiedImageError:
+        return "not an image"
     except Exception as e:  # a damaged file can raise almost anything
         return str(e) or type(e).__name__
     return ""
@@ -199,7 +297,8 @@ def check_image(path):
 def check_images(paths):
     """Decodes all images, one thread a core, with progress. Returns {path: what is wrong}."""
     show, wrong = progress("checking images", len(paths)), {}
-    with ThreadPool() as pool:  # threads do: Pillow decodes outside of Python's lock
+    with warnings.catch_warnings(), ThreadPool() as pool:  # threads do: Pillow decodes outside of
+        warnings.simplefilter("ignore")                    # Python's lock
         for done, (path, problem) in enumerate(zip(paths, pool.imap(check_image, paths)), 1):
             if problem:
                 wrong[path] = problem
@@ -252,3 +351,113 @@ def extract(archive, folder, wanted):
     # EOFError and zlib.error come from cut and garbled members, the last two from encrypted ones.
     except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as e:
         raise UserError(f"{archive}: damaged or cut off ({e}); delete it and run again") from e
+
+
+def fetch_zip(path, wanted, urls, size, **hashes):
+    """Downloads a zip to path, and unpacks beside it the members whose names are in wanted."""
+    from weights import download  # here, since it needs torch, and nothing else in this file does
+
+    part = path.with_name(f"{path.name}.part")
+    if not path.exists():  # room for the zip and for what is in it, which is hardly any smaller
+        need_room(path.parent, 2 * size - (part.stat().st_size if part.exists() else 0))
+    extract(download(urls, path, size, **hashes), path.parent, wanted)
+
+
+# ---------------------------------------------------------------------------- captions, to the end
+
+
+def assert_counts(path, splits, counts):
+    """UserError unless the splits have the sizes that every paper reports: {split: (images, captions)}."""
+    for split, items in splits.items():
+        found = len(items), sum(len(item["captions"]) for item in items)
+        if found != counts[split]:
+            raise UserError("{}: {} has {:,} images with {:,} captions instead of {:,} with {:,}; "
+                            "if only a part is meant, add --partial"
+                            .format(path, split, *found, *counts[split]))
+
+
+def leave_out(splits, keep):
+    """Removes in place the items for which keep(item) is false. Returns the names of their images."""
+    gone = [item["image"] for items in splits.values() for item in items if not keep(item)]
+    for items in splits.values():
+        items[:] = filter(keep, items)
+    return gone
+
+
+def present(folder, splits):
+    """Those of the splits' images that lie in folder, as a set of their names."""
+    images = {item["image"] for items in splits.values() for item in items}
+    there = set()
+    for parent in {os.path.dirname(image) for image in images}:
+        if (folder / parent).is_dir():
+            there |= {f"{parent}/{name}" if parent else name for name in list_images(folder / parent)}
+    return images & there
+
+
+def fetch_images(folder, splits, zips):
+    """Downloads those zips of which an image is missing: {folder in the zip: what download is told}."""
+    there = present(folder, splits)
+    wanted = {item["image"] for items in splits.values() for item in items}
+    for inside, file in zips.items():
+        if any(image.startswith(f"{inside}/") for image in wanted - there):
+            fetch_zip(folder / file["urls"].split("/")[-1], wanted, **file)
+
+
+def drop_empty(splits):
+    """Takes empty captions out, then images that have none left. Returns {why: names of the images}."""
+    empty = []
+    for items in splits.values():
+        for item in items:
+            empty += [item["image"]] * item["captions"].count("")
+            item["captions"] = [text for text in item["captions"] if text]
+    return {"empty captions": empty,
+            "images without captions": leave_out(splits, lambda item: item["captions"])}
+
+
+def printable(name):
+    """A name as one line of text: a file name may hold line breaks and bytes that are no UTF-8."""
+    return name if name.isprintable() else ascii(name)
+
+
+def keep_usable(splits, skipped, folder, config, hint):
+    """Takes out of {split: items} what training could not use, and notes it in skipped, {why: names}:
+    images that do not lie in folder, empty captions, and with config.check what cannot be decoded.
+    Without config.partial a missing image is a UserError; hint says where the images come from."""
+    there = present(folder, splits)
+    skipped["missing images"] = missing = leave_out(splits, lambda item: item["image"] in there)
+    if missing and not config.partial:
+        raise UserError(f"{folder / missing[0]} is missing, the first of {len(missing):,}; {hint}, or do "
+                        "without them: --partial")
+    if not any(splits.values()):
+        raise UserError(f"{folder}: none of the {len(missing):,} images is there; {hint}")
+    skipped |= drop_empty(splits)
+    if config.check:
+        images = {folder / item["image"]: item["image"] for items in splits.values() for item in items}
+        wrong = {images[path]: problem for path, problem in check_images(list(images)).items()}
+        leave_out(splits, lambda item: item["image"] not in wrong)
+        skipped["damaged images"] = [f"{image} ({problem})" for image, problem in wrong.items()]
+    if not any(splits.values()):
+        raise UserError(f"{folder}: no image is left; " + ", ".join(
+            f"{len(names):,} {why}" for why, names in skipped.items() if names))
+
+
+def write_captions(splits, skipped, folder, out, **meta):
+    """Writes {split: items} of the images in folder and meta.json to out, and says how much there is
+    and what was left out."""
+    counts = {split: sum(len(item["captions"]) for item in items) for split, items in splits.items()}
+    for split, items in splits.items():
+        write_split(out, split, (item | {"image": relative(folder / item["image"], out)} for item in items))
+        print(f"{split:5} {len(items):7,} images {counts[split]:9,} captions -> {out / split}.jsonl")
+    for why, names in skipped.items():
+        if names:
+            first = [printable(name) for name in dict.fromkeys(names)]
+            print(f"left out: {len(names):,} {why}: {', '.join(first[:3])}{', ...' * (len(first) > 3)}")
+    write_meta(out, {"task": "caption", "images": {split: len(items) for split, items in splits.items()},
+                     "captions": counts, "skipped": {why: {"count": len(names), "first": names[:100]}
+                                                     for why, names in skipped.items()}} | meta)
+
+
+def say_deletable(folder):
+    """Names the zips that a download has left in folder."""
+    if zips := sorted(str(path) for path in folder.glob("*.zip")):
+        print(f"no longer needed, may be deleted: {', '.join(zips)}")

@@ -55,6 +55,7 @@ ENTRIES = [
     entry(5, "train", ["A cat.", " \n"]),
     entry(6, "val", ["A car."]) | {"filename": "COCO_val2014 6.jpg"},
 ]
+KARPATHY = common.KARPATHY["urls"]
 MODES = {5: "CMYK", 6: "L"}
 COUNTS = {"train": (3, 9), "val": (2, 3), "test": (1, 2)}  # images, captions; the empty one counts
 
@@ -103,6 +104,13 @@ def meta(folder):
     return json.loads((folder / "meta.json").read_text())
 
 
+def skipped(folder, why):
+    """The names that meta.json gives for one reason; these trees are too small for it to leave any out."""
+    entry = meta(folder)["skipped"][why]
+    assert entry["count"] == len(entry["first"])
+    return entry["first"]
+
+
 def fails(call, *words):
     """call() ends in a UserError of one line that contains all words."""
     with pytest.raises(UserError) as caught:
@@ -148,7 +156,7 @@ def test_captions_are_told_apart_by_sentid_not_by_text(coco):
     run(coco)
     assert lines(coco, "val")[0]["captions"] == ["A cup.", "A mug."]
     assert lines(coco, "test")[0]["captions"] == ["A hat.", "A hat."]
-    assert meta(coco)["skipped"]["repeated sentids"] == 1
+    assert skipped(coco, "repeated sentids") == ["val2014/COCO_val2014_000000000003.jpg"]
 
 
 def test_empty_captions_are_dropped_and_counted(coco, capsys):
@@ -156,9 +164,11 @@ def test_empty_captions_are_dropped_and_counted(coco, capsys):
     (coco / "dataset_coco.json").write_text(karpathy(entries))
     run(coco)
     assert [item["captions"] for item in lines(coco, "train")][2:] == [["A cat."]]
-    assert meta(coco)["skipped"]["empty captions"] == 3
-    assert meta(coco)["skipped"]["images without captions"] == 1
-    assert "3 empty captions, 1 images without captions" in capsys.readouterr().out
+    assert len(skipped(coco, "empty captions")) == 3
+    assert skipped(coco, "images without captions") == ["train2014/COCO_train2014_000000000001.jpg"]
+    out = capsys.readouterr().out
+    assert "left out: 3 empty captions: train2014/COCO_train2014_000000000005.jpg, train2014/COCO" in out
+    assert "left out: 1 images without captions: train2014/COCO_train2014_000000000001.jpg\n" in out
 
 
 def test_meta_and_the_last_lines_give_the_counts(coco, capsys):
@@ -186,7 +196,7 @@ def test_a_link_to_another_disk_stays_a_relative_path(coco, tmp_path):
     link = tmp_path / "link"
     link.mkdir()
     try:
-        for name in prepare.FOLDERS:
+        for name in prepare.IMAGES:
             (link / name).symlink_to(coco / name, target_is_directory=True)
     except OSError:
         pytest.skip("links need a permission on this system")
@@ -228,15 +238,16 @@ def test_a_missing_image_is_an_error_unless_partial(coco, monkeypatch, capsys):
     fails(lambda: run(coco, partial=False), gone[0], "the first of 2", "--download", "--partial")
     run(coco)
     assert [item["id"] for item in lines(coco, "train") + lines(coco, "val")] == [1, 2, 3]
-    assert meta(coco)["skipped"]["missing images"] == 2
-    assert "2 images are missing and left out" in capsys.readouterr().out
+    assert skipped(coco, "missing images") == [path.relative_to(coco).as_posix() for path in gone]
+    assert "left out: 2 missing images: train2014/COCO_train2014_000000000005.jpg, val2014/COCO_val2014 6.jpg" \
+        in capsys.readouterr().out
 
 
 def test_partial_does_with_one_of_the_two_folders(coco, monkeypatch):
     monkeypatch.setattr(prepare, "COUNTS", COUNTS)
     shutil.rmtree(coco / "train2014")
-    fails(lambda: run(coco, partial=False), coco / "train2014", "no such folder", "train2014.zip",
-          "--download", "--images")
+    fails(lambda: run(coco, partial=False), coco / "train2014/COCO_train2014_000000000001.jpg", "missing",
+          "the first of 2", "train2014.zip", "--download", "--images", "--partial")
     run(coco)
     assert meta(coco)["images"] == {"train": 1, "val": 2, "test": 1}
     shutil.rmtree(coco / "val2014")
@@ -253,11 +264,11 @@ def test_check_leaves_out_damaged_images_only(coco, capsys):
     assert meta(coco)["images"] == {"train": 3, "val": 2, "test": 1}  # not looked at
     run(coco, check=True)
     assert meta(coco)["images"] == {"train": 2, "val": 1, "test": 1}
-    wrong = meta(coco)["skipped"]["damaged images"]
-    assert sorted(wrong) == [f"train2014/{none.name}", f"val2014/{half.name}"]
-    assert "truncated" in wrong[f"val2014/{half.name}"]
+    wrong = sorted(skipped(coco, "damaged images"))
+    assert [text.split(" ")[0] for text in wrong] == [f"train2014/{none.name}", f"val2014/{half.name}"]
+    assert "truncated" in wrong[1]
     captured = capsys.readouterr()
-    assert f"val2014/{half.name}: damaged and left out" in captured.out
+    assert "left out: 2 damaged images: " in captured.out
     assert "checking images: 6 of 6" in captured.err
 
 
@@ -266,7 +277,7 @@ def test_check_leaves_out_damaged_images_only(coco, capsys):
 
 def test_an_absent_json_says_what_to_fetch(coco):
     (coco / "dataset_coco.json").unlink()
-    fails(lambda: run(coco), coco / "dataset_coco.json", prepare.KARPATHY, "--download")
+    fails(lambda: run(coco), coco / "dataset_coco.json", KARPATHY, "--download")
 
 
 @pytest.mark.parametrize("text, words", [
@@ -274,7 +285,7 @@ def test_an_absent_json_says_what_to_fetch(coco):
     ("", ["damaged or cut off"]),
     ("[" * 100_000, ["damaged or cut off"]),
     ("[]", ["not Karpathy's", "another form"]),
-    (karpathy(dataset="flickr30k"), ["describes the dataset flickr30k", prepare.KARPATHY]),
+    (karpathy(dataset="flickr30k"), ["describes the dataset flickr30k", KARPATHY]),
     ('{"images": [], "annotations": []}', ["not Karpathy's"]),  # COCO's own captions
     ('{"dataset": "coco", "images": 3}', ["another form"]),
     (karpathy([ENTRIES[0], {}]), ["images[1] has no"]),
@@ -339,7 +350,7 @@ def test_the_command_ends_in_one_line_and_needs_no_torch(coco):
     done = subprocess.run([sys.executable, "-c", code, *command[1:], "--partial"],
                           capture_output=True, text=True, cwd=coco)
     assert done.returncode == 0, done.stderr
-    assert "test        1 images        2 captions" in done.stdout
+    assert "test        1 images         2 captions" in done.stdout
 
 
 # ---------------------------------------------------------------------------- download
@@ -353,39 +364,64 @@ def zipped(files):
     return file.getvalue()
 
 
+class Site:
+    """A web server on this computer. folder: what it has; asked: what was asked for; failures: {name:
+    status codes} with which it answers first."""
+
+    def __init__(self, folder):
+        self.folder, self.asked, self.failures = folder, [], {}
+        folder.mkdir()
+        site = self
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def log_message(self, *args):
+                pass
+
+            def do_GET(self):
+                name = self.path.strip("/")
+                site.asked.append(name)
+                if site.failures.get(name):
+                    return self.send_error(site.failures[name].pop(0))
+                super().do_GET()
+
+        handler = functools.partial(Handler, directory=folder)
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+
+    def url(self, name):
+        return f"http://127.0.0.1:{self.server.server_port}/{name}"
+
+    def put(self, name, content):
+        """Publishes a file. Gives back what download is told of it."""
+        (self.folder / name).write_bytes(content)
+        return {"urls": self.url(name), "size": len(content), "md5": hashlib.md5(content).hexdigest()}
+
+
 @pytest.fixture
-def published(tmp_path, monkeypatch):
+def site(tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    site = Site(tmp_path / "site")
+    yield site
+    site.server.shutdown()
+    site.server.server_close()
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch, site):
     """A web server with the three zips; prepare is told to go there. Gives back its folder and the
     list of what was asked for."""
-    site, asked = tmp_path / "site", []
-    site.mkdir()
     images = members()
     extra = {"train2014/COCO_train2014_000000000999.jpg": b"not in the JSON"}
     texts = {"dataset_coco.json": karpathy(), "dataset_flickr8k.json": "{}"}
-    zips = {"caption_datasets.zip": texts,
-            "train2014.zip": {k: v for k, v in images.items() if k.startswith("train")} | extra,
-            "val2014.zip": {k: v for k, v in images.items() if k.startswith("val")}}
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            asked.append(self.path.strip("/"))
-
-    handler = functools.partial(Handler, directory=site)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    files = {}
-    for name, content in zips.items():
-        content = zipped(content)
-        (site / name).write_bytes(content)
-        files[name] = {"urls": f"http://127.0.0.1:{server.server_port}/{name}",
-                       "size": len(content), "md5": hashlib.md5(content).hexdigest()}
-    monkeypatch.setattr(prepare, "FILES", files)
+    zips = {"caption_datasets": texts,
+            "train2014": {k: v for k, v in images.items() if k.startswith("train")} | extra,
+            "val2014": {k: v for k, v in images.items() if k.startswith("val")}}
+    files = {name: site.put(f"{name}.zip", zipped(content)) for name, content in zips.items()}
+    monkeypatch.setattr(prepare, "KARPATHY", files.pop("caption_datasets"))
+    monkeypatch.setattr(prepare, "IMAGES", files)
     monkeypatch.setattr(prepare, "COUNTS", COUNTS)
-    yield site, asked
-    server.shutdown()
-    server.server_close()
+    return site.folder, site.asked
 
 
 def test_download_brings_everything_that_is_needed(published, tmp_path, capsys):
@@ -607,7 +643,7 @@ def test_real_images_are_prepared(tmp_path):
     folder = Path(os.environ["SEEGPT_COCO_MINI"])
     run(folder, out=str(tmp_path), check=True)
     assert meta(tmp_path)["images"] == {"train": 66, "val": 7, "test": 7}
-    assert meta(tmp_path)["skipped"]["damaged images"] == {}
+    assert skipped(tmp_path, "damaged images") == []
     items = common.load_split(common.find_dataset(str(tmp_path)), "train")
     folders = [item["image"].parent.name for item in items]
     assert folders.count("train2014") == 60 and folders.count("val2014") == 6  # restval

@@ -1,0 +1,141 @@
+"""Prepares Visual Genome's region descriptions as captions, to train on before COCO.
+
+    python data/visual_genome/prepare.py --download    # 15.3 GB to fetch, 31 GB of disk, 2 GB of memory
+    python data/visual_genome/prepare.py --folder path/to/visual_genome
+
+The folder holds region_descriptions.json, image_data.json, VG_100K/, VG_100K_2/, and Karpathy's
+dataset_coco.json and dataset_flickr30k.json. Written are {train,val}.jsonl, one line an image, and
+meta.json with the counts:
+
+    {"id": 1, "image": "VG_100K_2/1.jpg", "captions": ["the clock is green", "..."]}
+
+Of 108,077 images with 5.4 million phrases, about 50 an image, left out and reported are
+
+    * images that are in val or test of the Karpathy splits, of COCO (by coco_id) or of Flickr30k (by
+      flickr_id): about half of Visual Genome's images are COCO's, and a test image that was trained
+      on is no test;
+    * phrases that an image has already, but for capitals and a full stop.
+
+A phrase describes a part of the image; its box is not kept. val holds the images whose id is
+divisible by 100, about one in a hundred.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
+
+from cli import UserError, opt, parse, run
+from data.common import (KARPATHY, clean, escapes, fetch_images, fetch_zip, karpathy_splits, keep_usable,
+                         read_json, say_deletable, unique, write_captions)
+
+SITE = "https://homes.cs.washington.edu/~ranjay/visualgenome/data/dataset/"
+STANFORD = "https://cs.stanford.edu/people/rak248/VG_100K_2/"
+# No hashes are published. A zip has a checksum for each of its members, and unpacking looks at it.
+TEXTS = {"image_data.json": {"urls": f"{SITE}image_data.json.zip", "size": 1_780_854},
+         "region_descriptions.json": {"urls": f"{SITE}region_descriptions.json.zip", "size": 127_377_968}}
+IMAGES = {"VG_100K": {"urls": f"{STANFORD}images.zip", "size": 9_731_705_982},
+          "VG_100K_2": {"urls": f"{STANFORD}images2.zip", "size": 5_471_658_058}}
+HELD_OUT = ("dataset_coco.json", "dataset_flickr30k.json")  # Karpathy's, whose val and test are left out
+# In region_descriptions.json, and in val and test of the two of HELD_OUT: too short a list of these
+# would let test images through, and nobody would notice.
+COUNTS = {"images": 108_077, "coco_id": 10_000, "flickr_id": 2_014}
+
+
+@dataclass
+class Config:
+    folder: str = opt("", "folder with the files named above; empty: data/visual_genome")
+    out: str = opt("", "folder for the result; empty: data/visual_genome")
+    download: bool = opt(False, "fetch what is missing (15.3 GB) into that folder")
+    partial: bool = opt(False, "a part of Visual Genome will do: leave out images that are missing")
+    # pitfall: 1592.jpg, 1722.jpg, 4616.jpg and 4617.jpg are damaged, as many repositories note.
+    check: bool = opt(False, "decode every image, many minutes; leave out those that are damaged")
+
+
+def held_out(folder):
+    """{"coco_id": ids, "flickr_id": ids}, as text, of the images in Karpathy's val and test."""
+    ids = {}
+    for name, key, number in (("coco", "coco_id", lambda image: image["cocoid"]),
+                              ("flickr30k", "flickr_id", lambda image: Path(image["filename"]).stem)):
+        splits, _ = karpathy_splits(folder / f"dataset_{name}.json", name, lambda image: {
+            "id": str(number(image)), "image": image["filename"]})
+        ids[key] = {item["id"] for item in splits["val"] + splits["test"]}
+    return ids
+
+
+def read(path, **more):
+    """One of the two JSON files, a list with an entry an image; more goes to json.loads."""
+    url = TEXTS[path.name]["urls"]
+    data = read_json(path, f"fetch {url} and unpack it there, or run with --download", **more)
+    if not isinstance(data, list):
+        raise UserError(f"{path}: has another form than Visual Genome's; unpack it again from {url}")
+    return data
+
+
+def make_items(folder, secret):
+    """{split: items} and what was left out of them, {why: names}, from
+
+    image_data           [{"image_id": 1, "url": "https://.../VG_100K_2/1.jpg", "coco_id": null, ...}]
+    region_descriptions  [{"id": 1, "regions": [{"phrase": "the clock is green", "region_id": 1382, ...}]}]
+    """
+    splits = {"train": [], "val": []}
+    skipped = {"images in Karpathy's val and test": [], "repeated phrases": []}
+    names, taken = {}, set()
+    path = folder / "image_data.json"
+    try:
+        for image in read(path):
+            name = "/".join(image["url"].split("/")[-2:])  # only the address tells the folder
+            if escapes(name):
+                raise ValueError(f"the address {image['url']}")
+            names[image["image_id"]] = name
+            if any(str(image[key]) in ids for key, ids in secret.items()):
+                taken.add(name)
+        path = folder / "region_descriptions.json"
+        # A region becomes its phrase while it is read: 5.4 million dictionaries would take 4 GB more.
+        for entry in read(path, object_hook=lambda d: d.get("phrase", d)):
+            name = names[entry["id"]]
+            if name in taken:
+                skipped["images in Karpathy's val and test"].append(name)
+                continue
+            phrases = [clean(phrase or "") for phrase in entry["regions"]]
+            captions = unique(phrases)
+            skipped["repeated phrases"] += [name] * (len(phrases) - len(captions))
+            splits["train" if entry["id"] % 100 else "val"].append(
+                {"id": entry["id"], "image": name, "captions": captions})
+    except (KeyError, TypeError, AttributeError, ValueError) as e:
+        raise UserError(f"{path}: has another form than Visual Genome's ({type(e).__name__}: {e}); unpack it "
+                        f"again from {TEXTS[path.name]['urls']}") from e
+    return splits, skipped
+
+
+def main(config):
+    folder = Path(config.folder or HERE).expanduser()
+    out = Path(config.out or HERE).expanduser()
+    if config.download:
+        if not all((folder / name).exists() for name in HELD_OUT):
+            fetch_zip(folder / "caption_datasets.zip", set(HELD_OUT), **KARPATHY)
+        for name, file in TEXTS.items():
+            if not (folder / name).exists():
+                fetch_zip(folder / f"{name}.zip", {name}, **file)
+    secret = held_out(folder)
+    splits, skipped = make_items(folder, secret)
+    found = {"images": sum(map(len, splits.values())) + len(skipped["images in Karpathy's val and test"]),
+             **{key: len(ids) for key, ids in secret.items()}}
+    if found != COUNTS and not config.partial:  # before 15 GB are fetched
+        wrong = ", ".join(f"{n:,} {what} instead of {COUNTS[what]:,}"
+                          for what, n in found.items() if n != COUNTS[what])
+        raise UserError(f"{folder}: in the JSON files are {wrong}; if only a part is meant, add --partial")
+    if config.download:
+        fetch_images(folder, splits, IMAGES)
+    hint = f"unpack images.zip and images2.zip from {STANFORD} into {folder}, or run with --download"
+    keep_usable(splits, skipped, folder, config, hint)
+    write_captions(splits, skipped, folder, out,
+                   source={"images": STANFORD, "captions": SITE, "held out": KARPATHY["urls"]})
+    if config.download:
+        say_deletable(folder)
+
+
+if __name__ == "__main__":
+    run(lambda: main(*parse(Config)))
