@@ -1,4 +1,4 @@
-"""The few pictures made here: heat maps over an image, sheets of labelled cells, curves of a run.
+"""The few pictures made here: heat maps, sheets of labelled cells, sheets of captions, curves of a run.
 
   title, wrapped at the sheet's width
   note, small and grey
@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 PAPER, INK, GREY, LINE = (252, 252, 250), (30, 30, 36), (125, 125, 132), (214, 214, 212)
+FRAME = (236, 236, 233)  # around a picture that is not as wide or tall as its place
 MARGIN, GAP = 28, 14  # pixels around the sheet, and between cells
 WIDE = 1500  # pixels a sheet may be wide, unless a single cell is wider
 
@@ -133,6 +134,98 @@ def sheet(blocks, little, much):
     for part in parts:
         canvas.paste(part, (MARGIN, y))
         y += part.height + GAP
+    return canvas
+
+
+# ---------------------------------------------------------------------------- captions beside their images
+
+CARD, TALL = 464, 300  # pixels: width of a card and of its picture, and height of the picture's place
+REFERENCES = 5  # of an image that are shown
+
+
+def fit(image, width, height):
+    """An image in a frame of that size, whole and undistorted, however wide, tall, tiny or huge it is."""
+    scale = min(width / image.width, height / image.height)
+    if scale >= 2:  # whole multiples without smoothing: the few pixels there are
+        scale = int(scale)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    image = image.convert("RGB").resize(size, Image.NEAREST if scale >= 2 else Image.LANCZOS)
+    frame = Image.new("RGB", (width, height), FRAME)
+    frame.paste(image, ((width - size[0]) // 2, (height - size[1]) // 2))
+    return frame
+
+
+def shortened(lines, most):
+    """At most so many lines, the last one with dots if there were more."""
+    return lines if len(lines) <= most else [*lines[:most - 1], lines[most - 1].rstrip(" .,") + " ..."]
+
+
+def card(image, score, name, caption, references):
+    """One image with its score and name, the caption below, the references below that in grey."""
+    texts = [(shortened(wrap(caption or "(empty)", CARD, 20), 5), 20, INK if caption else GREY, 8)]
+    texts += [(shortened(wrap(f"- {ref}", CARD, 15), 3), 15, GREY, 2) for ref in references[:REFERENCES]]
+    if len(references) > REFERENCES:
+        texts.append(([f"and {len(references) - REFERENCES} more"], 15, GREY, 0))
+    height = TALL + 40 + sum(round(1.35 * size) * len(lines) + gap for lines, size, _, gap in texts)
+    canvas = Image.new("RGB", (CARD, height), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    canvas.paste(fit(image, CARD, TALL), (0, 0))
+    draw.rectangle((0, 0, CARD - 1, TALL - 1), outline=LINE)
+    draw.text((0, TALL + 10), score, INK, font(16))
+    room, cut = CARD - font(16).getlength(score) - 2 * GAP, 0
+    while font(16).getlength("..." * (cut > 0) + name[cut:]) > room:  # the end of a file's name says more
+        cut += 1
+    draw.text((CARD, TALL + 10), "..." * (cut > 0) + name[cut:], GREY, font(16), "ra")
+    y = TALL + 40
+    for lines, size, colour, gap in texts:
+        y = write(draw, 0, y, lines, size, colour) + gap
+    return canvas
+
+
+def numbers(scores, width, cell=164):
+    """Figures [(name, number, note)] in rows of equal length, the number large, its name below."""
+    rows = -(-len(scores) // (width // cell))
+    columns = -(-len(scores) // max(rows, 1))
+    canvas = Image.new("RGB", (width, 76 * rows + GAP), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for i, (name, number, note) in enumerate(scores):
+        x, y = i % columns * cell, i // columns * 76
+        for text, size, colour in ((number, 26, INK), (name, 15, INK), (note, 13, GREY)):
+            y = write(draw, x, y, shortened(wrap(text, cell - GAP, size), 1), size, colour)
+    return canvas
+
+
+def captioned(title, scores, sections, columns=3):
+    """A contact sheet: title, scores [(name, number, note), ...], then for every section {heading: [(image,
+    score, name, caption, references), ...]} its cards in rows. All but images and references are texts."""
+    width = columns * CARD + (columns - 1) * 2 * GAP
+    parts = [heading(title, 30, width, GAP // 2), numbers(scores, width)]
+    for label, entries in sections.items():
+        cards = [card(*entry) for entry in entries]
+        if cards:
+            parts.append(heading(label, 24, width, 0, line=True))
+        for start in range(0, len(cards), columns):
+            row = cards[start:start + columns]
+            strip = Image.new("RGB", (width, max(c.height for c in row) + GAP), PAPER)
+            for i, c in enumerate(row):
+                strip.paste(c, (i * (CARD + 2 * GAP), 0))
+            parts.append(strip)
+    canvas = Image.new("RGB", (width + 2 * MARGIN, sum(p.height + GAP for p in parts) + 2 * MARGIN - GAP), PAPER)
+    y = MARGIN
+    for part in parts:
+        canvas.paste(part, (MARGIN, y))
+        y += part.height + GAP
+    return canvas
+
+
+def heading(text, size, width, below, line=False):
+    """A text in as many lines as it needs, with a thin line above it if asked for."""
+    lines = wrap(text, width, size)
+    canvas = Image.new("RGB", (width, round(1.35 * size) * len(lines) + below + 12 * line), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    if line:
+        draw.line((0, 0, width, 0), LINE, 2)
+    write(draw, 0, 12 * line, lines, size, INK)
     return canvas
 
 
