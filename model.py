@@ -316,11 +316,7 @@ class SeeGPT(nn.Module):
         The frozen models are loaded by the names they had in training, or from gpt2 and clip, and
         refused where their hash differs: an adapter means nothing on top of other weights.
         """
-        path = checkpoint_file(path)
-        note = metadata(path).get("seegpt")
-        if note is None:
-            raise UserError(f"{path}: not a checkpoint of train.py (its metadata has no entry seegpt)")
-        origin = json.loads(note)
+        path, origin = checkpoint_file(path), origin_of(path)
         vit = CLIPViT.from_pretrained(clip or here(origin["clip"]["name"]))
         lm = GPT2.from_pretrained(gpt2 or here(origin["gpt2"]["name"]))
         tensors = read(path)
@@ -358,6 +354,15 @@ def checkpoint_file(path):
         return path
     raise UserError(f"{path}: no checkpoint here (best.safetensors or last.safetensors); "
                     "train.py writes one to out/NAME")
+
+
+def origin_of(path):
+    """How a checkpoint was made: method, config, names and hashes of the frozen files (see train.py)."""
+    path = checkpoint_file(path)
+    note = metadata(path).get("seegpt")
+    if note is None:
+        raise UserError(f"{path}: not a checkpoint of train.py (its metadata has no entry seegpt)")
+    return json.loads(note)
 
 
 def here(name):

@@ -33,7 +33,7 @@ from clip_vit import CLIPViT, open_image, preprocess
 from data.common import find_dataset, load_split, progress
 from data.shapes import prepare
 from gpt2 import GPT2
-from model import SeeGPT, find_method, fingerprint, here
+from model import SeeGPT, checkpoint_file, find_method, fingerprint, here, origin_of
 from weights import read
 
 
@@ -45,11 +45,15 @@ class Config:
     clip: str = opt("ViT-B/16", "frozen image transformer: public name, file or folder")
     train_lm: bool = opt(False, "train GPT-2 too")
     train_vision: bool = opt(False, "train the ViT too")
+    preset: str = opt("", "ituning-base, -medium, -large: gpt2, gpt2-medium, gpt2-large with ViT-B/16, all else as it is by "
+                          "default (14, 44, 95 million trained; I-Tuning's sizes, its recipe is not known)")
+    init_from: str = opt("", "begin with what that run trained (a run's folder or checkpoint file), as in two-stage training: "
+                             "its method and backbones become the defaults")
     out: str = opt("", "the run's folder; empty: a new one, out/DATASET-METHOD")
     resume: bool = opt(False, "go on with the run in --out, or the newest one, with its settings")
     steps: int = opt(0, "optimiser steps; 0: as many as --epochs makes")
     epochs: float = opt(10.0, "passes over the images (SmallCap, ClipCap: 10)")
-    batch: int = opt(16, "images per step, over all processes and micro-steps")
+    batch: int = opt(13, "images per step, over all processes and micro-steps (SmallCap: 64 captions, here 13 x 5)")
     rows: int = opt(5, "captions per image and step; they share its keys and values")
     accumulate: int = opt(1, "micro-steps per step: less memory, the same gradient")
     max_tokens: int = opt(40, "longest caption in tokens, the rest is cut (I-Tuning notes: 40)")
@@ -70,12 +74,14 @@ class Config:
     compile: bool = opt(None, "torch.compile; default: on CUDA only")
 
 
-# Settings that suit a dataset, a method's own among them; what is not named keeps its default.
+# Settings that suit a dataset or make a preset, a method's own among them; what is not named keeps its default.
 PRESETS = {
     "shapes": dict(gpt2="data/shapes/tiny-gpt2", clip="data/shapes/tiny-clip", width_ratio=1.0, heads=8,
                    epochs=3.5, batch=24, rows=3, lr=4e-3, warmup=50, beta2=0.99, eval_every=300,
                    eval_images=200, score=1000, cache=True, workers=0),
-    "coco": dict(),
+    "ituning-base": dict(method="ituning", gpt2="gpt2", clip="ViT-B/16", width_ratio=0.5),
+    "ituning-medium": dict(method="ituning", gpt2="gpt2-medium", clip="ViT-B/16", width_ratio=0.5),
+    "ituning-large": dict(method="ituning", gpt2="gpt2-large", clip="ViT-B/16", width_ratio=0.5),
 }
 
 
@@ -285,6 +291,17 @@ def folder_for(config):
     return out
 
 
+def begin_with(model, path):
+    """Puts what another run trained into the model. UserError if that was on other frozen weights."""
+    origin = origin_of(path)
+    for name in ("gpt2", "clip"):
+        if origin[name]["sha256"] != model.origin[name]["sha256"]:
+            raise UserError(f"--init_from {path} was trained on other {name} weights ({origin[name]['name']}); "
+                            f"give those with --{name}")
+    path = checkpoint_file(path)
+    model.restore(read(path), path)
+
+
 class Stop:
     """Ctrl-C and SIGTERM ask the loop to save and stop after this step; the second time it is at once."""
 
@@ -385,6 +402,8 @@ def main(config, method_config, resume=None):
                     "train_lm": config.train_lm, "train_vision": config.train_vision,
                     "gpt2": {"name": config.gpt2, "sha256": fingerprint(gpt2)},
                     "clip": {"name": config.clip, "sha256": fingerprint(vit)}, "train": asdict(config)}
+    if config.init_from and not resume:
+        begin_with(model, config.init_from)
     if world.main:
         start_table(model)
     feats = {}
@@ -397,6 +416,9 @@ def main(config, method_config, resume=None):
         feats[split] = cached_features(vit, items[split], folder, split, device)
     data = {split: Batches(items[split], gpt2.tokenizer, config, vit.image_size, feats.get(split),
                            world if split == "train" else None) for split in items}
+
+    if dtype != torch.float32:
+        model.hold(dtype)
 
     # ---- optimizer
     params = list(model.trained().values())
@@ -499,7 +521,8 @@ def main(config, method_config, resume=None):
         draw.curve(out / "log.jsonl", out / "loss.png")
         model.restore(read(out / "best.safetensors"), out / "best.safetensors")
         if config.score:
-            evaluate.report_exact(model.eval(), folder, device, config.score)
+            with autocast:
+                evaluate.report_exact(model.eval(), folder, device, config.score)
         say(f"done in {clock(time.time() - began)}. Next: python sample.py --ckpt {out} picture.jpg")
     if world.size > 1:
         dist.destroy_process_group()
@@ -532,11 +555,20 @@ def command_line(argv=None):
     """(config, method_config, resume state or None) from flags, preset and the run to be resumed."""
     first, = parse(Config, argv=argv, peek=True)
     out, resume = folder_for(first), None
-    defaults = PRESETS.get(first.dataset, {})
+    if first.preset and not first.preset.startswith("ituning-") or first.preset not in ("", *PRESETS):
+        raise UserError(f"--preset {first.preset}: there are {', '.join(p for p in PRESETS if '-' in p)}")
+    defaults = {**PRESETS.get(first.dataset, {}), **PRESETS.get(first.preset, {})}
+    first, = parse(Config, argv=argv, defaults=defaults, peek=True)
     if first.resume:
         resume = load_resume(out)
         defaults = {**resume["config"], **resume["method_config"], "resume": True}
         first.method = resume["config"]["method"]
+    elif first.init_from:
+        origin = origin_of(first.init_from)
+        kept = {"method": origin["method"], **{k: origin[k] for k in ("train_lm", "train_vision")},
+                **{k: origin[k]["name"] for k in ("gpt2", "clip")}}
+        defaults = {**defaults, **kept, **origin["config"]}
+        first, = parse(Config, argv=argv, defaults=defaults, peek=True)
     _, method_config = find_method(first.method)
     config, method_config = parse(Config, method_config, argv=argv, defaults=defaults)
     config.out = str(out)
