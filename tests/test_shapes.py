@@ -117,6 +117,24 @@ def test_pretraining_sees_no_val_test_or_novel_scene():
     assert homes == {"train", "pretrain"}
 
 
+def test_a_painted_thing_is_named_by_its_paint_and_the_rest_of_the_picture_stays():
+    many, rng = scenes(40, (3, 5))
+    for scene in many:
+        before = world.render(scene, rng)
+        after, t = before.copy(), scene[0]
+        painted = pretrain.paint(after, t, rng)
+        a, b = (np.asarray(x).astype(int) for x in (before, after))
+        x, y = int(t.x), int(t.y)
+        mixed = (a[y, x] * 128 + np.array(world.COLOURS[painted.paint]) * 127) / 255
+        assert np.abs(b[y, x] - mixed).max() <= 1
+        far = np.hypot(*(np.mgrid[:64, :64][::-1] + 0.5 - np.array([t.x, t.y])[:, None, None])) > 1.5 * world.SIZES[t.size] + 8
+        assert (a == b)[far].all() and (a != b).any()
+        assert painted.looks == f"{t.size} {t.shape} in {painted.paint}"
+        others = [painted, *scene[1:]]
+        said = pretrain.phrase(others, painted, rng, True)
+        assert pretrain.is_true(said, others, painted) and not pretrain.is_true(said, others, scene[1])
+
+
 def test_adaptation_splits_hold_only_their_own_scenes(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "IMAGES", {"train": 20, "val": 8, "test": 8, "novel": 8})
     for task in ("caption", "vqa", "entail", "refer"):
@@ -134,8 +152,10 @@ def test_adaptation_splits_hold_only_their_own_scenes(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["gpt2", "clip"])
 def test_the_files_say_how_they_were_made(name):
+    """The command, and the world they were made from: it is the one that is here."""
     notes = metadata(SHAPES / f"tiny-{name}")
-    assert {"command", "seed", "steps", "data_sha256"} <= notes.keys()
+    assert notes["command"] == f"python data/shapes/pretrain.py {name}" and {"seed", "steps"} <= notes.keys()
+    assert notes["data_sha256"] == pretrain.origin(pretrain.Config(), 0)["data_sha256"]
     assert (SHAPES / f"tiny-{name}" / "model.safetensors").stat().st_size < 5e6
 
 
