@@ -76,8 +76,8 @@ class Config:
 
 # Settings that suit a dataset or make a preset, a method's own among them; what is not named keeps its default.
 PRESETS = {
-    "shapes": dict(gpt2="data/shapes/tiny-gpt2", clip="data/shapes/tiny-clip", width_ratio=1.0, heads=8,
-                   epochs=3.5, batch=24, rows=3, lr=4e-3, warmup=50, beta2=0.99, eval_every=300,
+    "shapes": dict(gpt2="data/shapes/tiny-gpt2", clip="data/shapes/tiny-clip", width_ratio=1.0, heads=16,
+                   epochs=7.0, batch=24, rows=3, lr=4e-3, warmup=50, beta2=0.99, eval_every=500,
                    eval_images=200, score=1000, cache=True, workers=0),
     "ituning-base": dict(method="ituning", gpt2="gpt2", clip="ViT-B/16", width_ratio=0.5),
     "ituning-medium": dict(method="ituning", gpt2="gpt2-medium", clip="ViT-B/16", width_ratio=0.5),

@@ -21,7 +21,7 @@ import train
 from cli import UserError
 from data.common import write_meta, write_split
 from data.shapes import world
-from gpt2 import get_tokenizer
+from gpt2 import CONV1D, get_tokenizer
 from weights import read
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -258,6 +258,25 @@ def test_settings_of_a_resumed_run_are_its_own(dataset, tmp_path):
     assert (config.batch, config.lr, method.first_layer, state["step"]) == (4, 2e-3, 1, 2)
 
 
+def test_the_second_stage_begins_with_what_the_first_has_learnt(dataset, unbroken, tmp_path):
+    """--init_from takes over method, switches and backbones; a learning rate of 0 leaves the weights as they came."""
+    first, _ = fit(dataset, tmp_path / "vg", "--steps", "3", "--width_ratio", "0.25", "--heads", "2")
+    words = ["--dataset", str(dataset), "--init_from", str(tmp_path / "vg"), "--out", str(tmp_path / "coco"),
+             "--batch", "4", "--rows", "3", "--steps", "1", "--lr", "0", "--workers", "0", "--device", "cpu"]
+    config, method, state = train.command_line(words)
+    assert (config.gpt2, method.width_ratio, method.heads, state) == ("data/shapes/tiny-gpt2", 0.25, 2, None)
+    train.main(config, method, state)
+    assert same(read(tmp_path / "coco" / "last.safetensors"), first)
+    _, log = fit(dataset, tmp_path / "more", "--init_from", str(tmp_path / "vg"), "--steps", "1")
+    assert log[1] < unbroken[1][1]  # from nothing
+
+
+def test_a_preset_names_the_paper_s_sizes_and_flags_win_over_it():
+    config, method, _ = train.command_line(["--dataset", "coco", "--preset", "ituning-medium", "--lr", "3e-4"])
+    assert (config.gpt2, config.clip, method.width_ratio, config.lr) == ("gpt2-medium", "ViT-B/16", 0.5, 3e-4)
+    assert config.batch * config.rows == 65
+
+
 # ---------------------------------------------------------------------------- mistakes end in one line
 
 def failing(*words, cwd=ROOT):
@@ -281,10 +300,25 @@ def test_an_absent_dataset_says_what_to_run(tmp_path):
     (["--device", "cuda:9"], "not available"), (["--dtype", "float16", "--device", "cpu"], "needs CUDA"),
     (["--batch", "1", "--accumulate", "2"], "cannot be split"), (["--resume"], "resume.pt"),
     (["--cache", "--train_vision"], "leave one away"), (["--gpt2", "nowhere"], "nowhere"),
-    (["--first_layer", "77"], "first_layer"), (["--method", "itunin"], "did you mean ituning")])
+    (["--first_layer", "77"], "first_layer"), (["--method", "itunin"], "did you mean ituning"),
+    (["--preset", "ituning-huge"], "ituning-large"), (["--init_from", "nowhere"], "no checkpoint here")])
 def test_impossible_settings_are_refused(dataset, tmp_path, words, says):
     with pytest.raises(UserError, match=says):
         fit(dataset, tmp_path / "run", *words)
+
+
+def test_a_second_stage_on_other_frozen_weights_is_refused(dataset, tmp_path):
+    fit(dataset, tmp_path / "vg", "--steps", "1")
+    model = train.GPT2.from_pretrained(ROOT / "data" / "shapes" / "tiny-gpt2")
+    with torch.no_grad():
+        model.wpe.weight[0, 0] += 1
+    (tmp_path / "other").mkdir()
+    for name in ("config.json", "vocab.json", "merges.txt"):
+        (tmp_path / "other" / name).write_bytes((ROOT / "data" / "shapes" / "tiny-gpt2" / name).read_bytes())
+    torch.save({k: v.t() if k.endswith(CONV1D) else v for k, v in model.state_dict().items()},
+               tmp_path / "other" / "pytorch_model.bin")
+    with pytest.raises(UserError, match="trained on other gpt2 weights"):
+        fit(dataset, tmp_path / "run", "--init_from", str(tmp_path / "vg"), "--gpt2", str(tmp_path / "other"))
 
 
 def test_a_damaged_resume_file_is_refused(tmp_path):
@@ -302,7 +336,11 @@ def test_readme_commands_parse():
         name, *words = shlex.split(line.split("#")[0].replace("...", ""))
         if name == "train.py":
             # no run to resume here, and mymethod.py is the reader's own
-            train.command_line([w.replace("mymethod", "ituning") for w in words if w != "--resume"])
+            words = [w.replace("mymethod", "ituning") for w in words if w != "--resume"]
+            if "--init_from" in words:  # nor a first stage
+                at = words.index("--init_from")
+                del words[at:at + 2]
+            train.command_line(words)
         else:
             module = __import__(name.removesuffix(".py"))
             train.parse(module.Config, argv=words)
