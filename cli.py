@@ -66,7 +66,7 @@ def parse(*configs, argv=None, defaults=None, usage=None, peek=False):
             kind, meta = hints[f.name], f.metadata
             if isinstance(kind, types.UnionType):  # `int | None` is written as an int
                 kind = next(k for k in typing.get_args(kind) if k is not type(None))
-            text = meta["help"].replace("%", "%%") + f" [{default}]"
+            text = meta["help"].replace("%", "%%") + (f" [{default}]" if default not in ("", None, []) else "")
             if meta["positional"]:
                 parser.add_argument(f.name, nargs="*", default=default, help=meta["help"])
             elif kind is bool:
@@ -76,7 +76,8 @@ def parse(*configs, argv=None, defaults=None, usage=None, peek=False):
                 parser.add_argument(f"--{f.name}", nargs="+", default=default, help=text)
             else:
                 parser.add_argument(f"--{f.name}", type=kind, default=default, help=text,
-                                    choices=meta["choices"], metavar=kind.__name__.upper())
+                                    choices=meta["choices"],
+                                    metavar=None if meta["choices"] else kind.__name__.upper())
     values = vars(parser.parse_known_args(argv)[0] if peek else parser.parse_args(argv))
     return [config(**{f.name: values[f.name] for f in dataclasses.fields(config)})
             for config in configs]

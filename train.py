@@ -3,6 +3,7 @@
     python train.py                                      the shapes world, minutes on a laptop's CPU
     python train.py --dataset coco                       COCO captions (python data/coco/prepare.py first)
     python train.py --dataset path/to/folder             your own: train.jsonl, val.jsonl (see README)
+    python train.py --dataset coco --init_from out/vg    a second stage: begin with what another run trained
     python train.py --resume                             go on with the newest run, exactly
     torchrun --standalone --nproc_per_node=8 train.py --dataset coco
 
@@ -56,7 +57,7 @@ class Config:
     batch: int = opt(13, "images per step, over all processes and micro-steps (SmallCap: 64 captions, here 13 x 5)")
     rows: int = opt(5, "captions per image and step; they share its keys and values")
     accumulate: int = opt(1, "micro-steps per step: less memory, the same gradient")
-    max_tokens: int = opt(40, "longest caption in tokens, the rest is cut (I-Tuning notes: 40)")
+    max_tokens: int = opt(40, "longest caption in tokens, the rest is cut (ours; SmallCap 25)")
     lr: float = opt(1e-4, "peak learning rate (SmallCap 1e-4)")
     warmup: int = opt(1000, "steps of linear warm-up (ours)")
     weight_decay: float = opt(0.0, "of AdamW, on matrices only (SmallCap 0)")
