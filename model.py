@@ -89,8 +89,13 @@ def picked(x, rows):
     return x if rows.pick is None else x.flatten(0, 1)[rows.pick]
 
 
-# Where the built-in methods are: module and class; the config dataclass is the class's `Config`.
-METHODS = {"ituning": ("ituning", "ITuning")}
+# Where the built-in methods are: module and class. The config dataclass is the class's own `Config`, else the module's.
+METHODS = {
+    "ituning": ("ituning", "ITuning"),
+    "vanilla": ("ituning", "Vanilla"),
+    "vcgpt": ("ituning", "VCGPT"),
+    "prefix": ("prompts", "Prefix"),
+}
 
 
 def find_method(name):
@@ -107,7 +112,8 @@ def find_method(name):
     module = importlib.import_module(module)
     if not hasattr(module, cls):
         raise UserError(f"{name}.py has no class {cls}: see Method in model.py for what it must be")
-    return getattr(module, cls), getattr(module, "Config", Empty)
+    cls = getattr(module, cls)
+    return cls, getattr(cls, "Config", getattr(module, "Config", Empty))
 
 
 @dataclass
