@@ -54,7 +54,7 @@ class Config:
     length_penalty: float = opt(0.0, "a beam's score is its log-probability / tokens ** this; above 0 favours long texts")
     temperature: float = opt(0.0, "above 0: draw each word at random instead; 1 as the model says, less is safer")
     top_k: int = opt(0, "draw among so many tokens; 0: all")
-    top_p: float = opt(1.0, "draw among the likeliest tokens that sum to this probability")
+    top_p: float = opt(1.0, "draw among the likeliest tokens that sum to this probability; 1: all")
     seed: int = opt(1337, "of the drawing")
     max_new_tokens: int = opt(30, "longest caption in tokens")
     prompt: str = opt("", "how the text begins (no space at its end); not repeated")
@@ -184,6 +184,8 @@ def check(config):
     for name in ("beam", "max_new_tokens", "batch"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name} {getattr(config, name)}: must be 1 or more")
+    if config.temperature < 0 or config.top_k < 0 or not 0 < config.top_p <= 1:
+        raise UserError("--temperature and --top_k must be 0 or more, --top_p above 0 and at most 1")
     if config.attn and not config.attn.lower().endswith(".png"):
         raise UserError(f"--attn {config.attn}: a name that ends in .png, please")
 

@@ -59,7 +59,7 @@ class Config:
     accumulate: int = opt(1, "micro-steps per step: less memory, the same gradient")
     max_tokens: int = opt(40, "longest caption in tokens, the rest is cut (ours; SmallCap 25)")
     lr: float = opt(1e-4, "peak learning rate (SmallCap 1e-4)")
-    warmup: int = opt(1000, "steps of linear warm-up (ours)")
+    warmup: int = opt(1000, "steps of linear warm-up, at most a fifth of all (ours)")
     weight_decay: float = opt(0.0, "of AdamW, on matrices only (SmallCap 0)")
     beta2: float = opt(0.999, "of AdamW (SmallCap 0.999)")
     grad_clip: float = opt(1.0, "largest norm of the gradient (SmallCap 1)")
@@ -239,9 +239,10 @@ def cached_features(vit, items, folder, split, device, batch=64):
 
 def learning_rate(step, config, steps):
     """Linear warm-up, then linearly down to 0 (as SmallCap)."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / (config.warmup + 1)
-    return config.lr * (steps - step) / max(1, steps - config.warmup)
+    warmup = min(config.warmup, steps // 5)  # a short run on a small folder should not end in its warm-up
+    if step < warmup:
+        return config.lr * (step + 1) / (warmup + 1)
+    return config.lr * (steps - step) / max(1, steps - warmup)
 
 
 def validate(model, batches, config, device, autocast):
@@ -299,8 +300,22 @@ def begin_with(model, path):
         if origin[name]["sha256"] != model.origin[name]["sha256"]:
             raise UserError(f"--init_from {path} was trained on other {name} weights ({origin[name]['name']}); "
                             f"give those with --{name}")
+    for name in ("method", "config"):
+        if origin[name] != model.origin[name]:
+            raise UserError(f"--init_from {path} was trained with {name} {origin[name]}, this is {model.origin[name]}")
     path = checkpoint_file(path)
     model.restore(read(path), path)
+
+
+def check(config):
+    """UserError for a number that makes no sense."""
+    for least, names in ((1, "batch rows accumulate max_tokens eval_every eval_images log_every"),
+                         (0, "steps epochs warmup weight_decay beta2 lr score workers seed")):
+        for name in names.split():
+            if getattr(config, name) < least:
+                raise UserError(f"--{name} {getattr(config, name)}: must be {least} or more")
+    if config.beta2 >= 1 or config.grad_clip <= 0:
+        raise UserError("--beta2 must be below 1 and --grad_clip above 0")
 
 
 class Stop:
@@ -358,6 +373,7 @@ def open_log(path, step):
 
 def main(config, method_config, resume=None):
     # ---- setup
+    check(config)
     began = time.time()
     world = World()
     device = pick_device(config.device)
@@ -409,7 +425,8 @@ def main(config, method_config, resume=None):
         start_table(model)
     feats = {}
     if config.cache and config.train_vision:
-        raise UserError("--cache keeps features of a frozen ViT, but --train_vision changes it: leave one away")
+        raise UserError("--cache keeps features of a frozen ViT, but --train_vision changes it: leave it away, "
+                        "or say --no-cache")
     for split in items if config.cache else ():
         if world.main:  # the others wait for the file
             cached_features(vit, items[split], folder, split, device)
@@ -429,6 +446,8 @@ def main(config, method_config, resume=None):
         lr=config.lr, betas=(0.9, config.beta2), fused=device.type == "cuda")
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     steps = config.steps or round(config.epochs * len(items["train"]) / config.batch)
+    if steps < 1:
+        raise UserError(f"--epochs {config.epochs} is less than one step of {config.batch} images; ask for more")
     first, best = 0, float("inf")
     if resume:
         first, best = resume["step"], resume["best"]
@@ -448,7 +467,7 @@ def main(config, method_config, resume=None):
         f"saved every {config.eval_every:,} steps and at the end")
 
     # ---- loop
-    loader = DataLoader(data["train"], batch_size=None, sampler=range(first, steps), num_workers=config.workers,
+    loader = DataLoader(data["train"], batch_size=None, sampler=range(first, steps), num_workers=0 if config.cache else min(config.workers, os.cpu_count() or 1),
                         pin_memory=device.type == "cuda", worker_init_fn=ignore_ctrl_c)
     stop = Stop()
     t0, since = time.time(), dict(loss=0.0, tokens=0, images=0, captions=0, t=time.time())
@@ -501,7 +520,7 @@ def main(config, method_config, resume=None):
                 line = {"step": step, **validate(model, data["val"], config, device, autocast)}
                 log.write(json.dumps(line) + "\n")
                 say(f"step {step}/{steps}  val loss {line['val_loss']:.4f}  with other images {line['blind_loss']:.4f}"
-                    + ("" if line["blind_loss"] > 1.01 * line["val_loss"] else
+                    + ("" if line["blind_loss"] > 1.01 * line["val_loss"] or len(items["val"]) == 1 else
                        "  WARNING: no better than with other images: the model does not look"))
                 show_captions(model, data["val"], device, autocast)
                 if line["val_loss"] < best:
@@ -526,6 +545,7 @@ def main(config, method_config, resume=None):
                 evaluate.report_exact(model.eval(), folder, device, config.score)
         say(f"done in {clock(time.time() - began)}. Next: python sample.py --ckpt {out} picture.jpg")
     if world.size > 1:
+        world.sum([0], device)  # who leaves first would take the connection away while others still score
         dist.destroy_process_group()
 
 
@@ -558,7 +578,7 @@ def command_line(argv=None):
     out, resume = folder_for(first), None
     if first.preset and not first.preset.startswith("ituning-") or first.preset not in ("", *PRESETS):
         raise UserError(f"--preset {first.preset}: there are {', '.join(p for p in PRESETS if '-' in p)}")
-    defaults = {**PRESETS.get(first.dataset, {}), **PRESETS.get(first.preset, {})}
+    defaults = PRESETS[first.preset] if first.preset else PRESETS.get(first.dataset, {})
     first, = parse(Config, argv=argv, defaults=defaults, peek=True)
     if first.resume:
         resume = load_resume(out)

@@ -298,8 +298,9 @@ def test_an_absent_dataset_says_what_to_run(tmp_path):
 
 @pytest.mark.parametrize("words, says", [
     (["--device", "cuda:9"], "not available"), (["--dtype", "float16", "--device", "cpu"], "needs CUDA"),
-    (["--batch", "1", "--accumulate", "2"], "cannot be split"), (["--resume"], "resume.pt"),
-    (["--cache", "--train_vision"], "leave one away"), (["--gpt2", "nowhere"], "nowhere"),
+    (["--batch", "1", "--accumulate", "2"], "cannot be split"),
+    (["--rows", "0"], "--rows 0: must be 1"), (["--lr", "-1"], "--lr -1.0"), (["--steps", "0", "--epochs", "0.01"], "one step"), (["--resume"], "resume.pt"),
+    (["--cache", "--train_vision"], "no-cache"), (["--gpt2", "nowhere"], "nowhere"),
     (["--first_layer", "77"], "first_layer"), (["--method", "itunin"], "did you mean ituning"),
     (["--preset", "ituning-huge"], "ituning-large"), (["--init_from", "nowhere"], "no checkpoint here")])
 def test_impossible_settings_are_refused(dataset, tmp_path, words, says):
@@ -317,6 +318,8 @@ def test_a_second_stage_on_other_frozen_weights_is_refused(dataset, tmp_path):
         (tmp_path / "other" / name).write_bytes((ROOT / "data" / "shapes" / "tiny-gpt2" / name).read_bytes())
     torch.save({k: v.t() if k.endswith(CONV1D) else v for k, v in model.state_dict().items()},
                tmp_path / "other" / "pytorch_model.bin")
+    with pytest.raises(UserError, match="was trained with config"):  # same shapes, another function
+        fit(dataset, tmp_path / "run", "--init_from", str(tmp_path / "vg"), "--heads", "2")
     with pytest.raises(UserError, match="trained on other gpt2 weights"):
         fit(dataset, tmp_path / "run", "--init_from", str(tmp_path / "vg"), "--gpt2", str(tmp_path / "other"))
 
