@@ -305,4 +305,5 @@ if __name__ == "__main__":  # shapes on random weights: what comes in, what is k
         model = SeeGPT(vit, gpt2, cls(config, gpt2, vit))
         feats = model.see(torch.randn(2, 3, 64, 64))
         logits, _ = model(feats, torch.zeros(10, 7, dtype=torch.int64))
-        print(f"{cls.__name__:8} feats", *feats.shape, "keys", *model.method.look(feats)[0][0].shape, "logits", *logits.shape)
+        keys = model.method.look(feats)[0][0]
+        print(cls.__name__, "feats", tuple(feats.shape), "keys", tuple(keys.shape), "logits", tuple(logits.shape))

@@ -90,7 +90,7 @@ class Prefix(Method):
         mapper: str = opt("transformer", "from image to prefix (ClipCap: mlp if GPT-2 is tuned)",
                           choices=("transformer", "mlp"))
         prefix_length: int = opt(10, "prefix tokens (ClipCap 10)")
-        tokens: str = opt("class", "what the transformer reads: the class token (ClipCap), or all of the image's (ours)",
+        tokens: str = opt("class", "what the transformer reads: the class token (ClipCap) or all (ours)",
                           choices=("class", "all"))
         mapper_layers: int = opt(8, "of the transformer (ClipCap 8)")
         heads: int = opt(8, "of the transformer (ClipCap 8)")

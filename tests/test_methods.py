@@ -48,7 +48,7 @@ def inputs(seed=1):
 
 
 def exactly(name):
-    """Model, images and ids in float64: in a perturbed stack rounding errors grow, a wrong mask must not hide in them."""
+    """Model, images and ids in float64: a perturbed stack lets rounding errors grow, and no mistake may hide there."""
     images, idx, _ = inputs()
     return build(name).eval().double(), images.double(), idx
 
