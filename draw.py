@@ -231,36 +231,45 @@ def heading(text, size, width, below, line=False):
 
 # ---------------------------------------------------------------------------- curves
 
-def curve(log, path):
-    """Draws the losses of a run, read from its log.jsonl, into a PNG; False without matplotlib."""
+def plot(lines, path, xlabel, ylabel, numbers):
+    """Draws lines [(label, {x: y}, matplotlib's looks)] into a PNG; False, and a note on where the numbers are, without it."""
     try:
         from matplotlib.figure import Figure  # not pyplot, which may ask for a window
     except ImportError:
-        print(f"no curves: matplotlib is missing (pip install matplotlib); numbers are in {log}")
+        print(f"no curves: matplotlib is missing (pip install matplotlib); numbers are in {numbers}")
         return False
-    series = {"loss": {}, "val_loss": {}, "blind_loss": {}}  # name -> {step: nats}
-    with open(log, encoding="utf-8") as f:
-        for line in f:
-            try:
-                entry = json.loads(line)
-            except ValueError:  # a run that was killed may have left half a line
-                continue
-            for name in series:
-                if name in entry:  # a step done again after --resume replaces the first try
-                    series[name][entry["step"]] = entry[name]
     figure = Figure(figsize=(7, 4.2), dpi=130, layout="constrained")
     axes = figure.subplots()
-    looks = {"loss": ("training", "#9db4d0", "-", 1.2),
-             "val_loss": ("validation", "#1f4e8c", "o-", 2.2),
-             "blind_loss": ("validation, with other images", "#d1652a", "o--", 1.8)}
-    for name, (label, colour, style, width) in looks.items():
-        if series[name]:
-            steps, losses = zip(*sorted(series[name].items()))
-            axes.plot(steps, losses, style, color=colour, lw=width, ms=4, label=label)
-    axes.set(xlabel="step", ylabel="loss, nats per token")
+    for label, points, looks in lines:
+        if points:
+            axes.plot(*zip(*sorted(points.items())), label=label, **looks)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e6e6e4")
     if axes.lines:
         axes.legend(frameon=False)
     figure.savefig(path)
     return True
+
+
+def series(log, name):
+    """{step: number} of one entry of a run's log.jsonl."""
+    found = {}
+    with open(log, encoding="utf-8") as f:
+        for line in f:
+            try:
+                entry = json.loads(line)
+            except ValueError:  # a run that was killed may have left half a line
+                continue
+            if name in entry:  # a step done again after --resume replaces the first try
+                found[entry["step"]] = entry[name]
+    return found
+
+
+def curve(log, path):
+    """Draws the losses of a run, read from its log.jsonl, into a PNG; False without matplotlib."""
+    lines = [("training", series(log, "loss"), dict(color="#9db4d0", lw=1.2)),
+             ("validation", series(log, "val_loss"), dict(color="#1f4e8c", marker="o", lw=2.2, ms=4)),
+             ("validation, with other images", series(log, "blind_loss"),
+              dict(color="#d1652a", marker="o", ls="--", lw=1.8, ms=4))]
+    return plot(lines, path, "step", "loss, nats per token", log)

@@ -126,7 +126,7 @@ def look(model, feats, start, ids):
         model.method.watch = None
     if not seen:
         raise UserError(f"--attn: {model.origin.get('method', 'this method')} does not attend to "
-                        "the image word by word, so there is nothing to show; ituning does")
+                        "the image word by word, so there is nothing to show; ituning, vanilla and vcgpt do")
     # Mean over heads, then over layers. A method's own prompt tokens stand in front of the text.
     att = torch.stack([a[0].mean(0)[-T:] for _, a in seen]).mean(0)  # (T, N)
     # pitfall: what is looked at in order to write token t is in row t - 1; the row of a word itself

@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import signal
+import sys
 import time
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -41,13 +42,14 @@ from weights import read
 @dataclass
 class Config:
     dataset: str = opt("shapes", "shapes, coco, ..., or a folder with train.jsonl")
-    method: str = opt("ituning", "ituning, or your own file's name: mymethod for mymethod.py")
+    method: str = opt("ituning", "ituning, vanilla, vcgpt, prefix, or your own file's name: mymethod for mymethod.py")
     gpt2: str = opt("gpt2", "frozen language model: public name, file or folder")
     clip: str = opt("ViT-B/16", "frozen image transformer: public name, file or folder")
     train_lm: bool = opt(False, "train GPT-2 too")
     train_vision: bool = opt(False, "train the ViT too")
-    preset: str = opt("", "ituning-base, -medium, -large: gpt2, gpt2-medium, gpt2-large with ViT-B/16, all else as it is by "
-                          "default (14, 44, 95 million trained; I-Tuning's sizes, its recipe is not known)")
+    preset: str = opt("", "ituning-base, -medium, -large (14, 44, 95 million trained: I-Tuning's sizes); vanilla, vcgpt (all "
+                          "frozen), vcgpt-tuned (nothing frozen): sizes as in VC-GPT's baseline and figure; clipcap, "
+                          "clipcap-tuned: sizes and recipe of ClipCap's code. The others' recipes are not known")
     init_from: str = opt("", "begin with what that run trained (a run's folder or checkpoint file), as in two-stage training: "
                              "its method and backbones become the defaults")
     out: str = opt("", "the run's folder; empty: a new one, out/DATASET-METHOD")
@@ -58,7 +60,8 @@ class Config:
     rows: int = opt(5, "captions per image and step; they share its keys and values")
     accumulate: int = opt(1, "micro-steps per step: less memory, the same gradient")
     max_tokens: int = opt(40, "longest caption in tokens, the rest is cut (ours; SmallCap 25)")
-    lr: float = opt(1e-4, "peak learning rate (SmallCap 1e-4)")
+    lr: float = opt(1e-4, "peak learning rate of the method (SmallCap 1e-4)")
+    backbone_lr: float = opt(1e-5, "peak learning rate of GPT-2 and the ViT with --train_lm, --train_vision (ours)")
     warmup: int = opt(1000, "steps of linear warm-up, at most a fifth of all (ours)")
     weight_decay: float = opt(0.0, "of AdamW, on matrices only (SmallCap 0)")
     beta2: float = opt(0.999, "of AdamW (SmallCap 0.999)")
@@ -75,15 +78,25 @@ class Config:
     compile: bool = opt(None, "torch.compile; default: on CUDA only")
 
 
-# Settings that suit a dataset or make a preset, a method's own among them; what is not named keeps its default.
+# Settings of a dataset, of a method on it, and named ones for --preset; what is not named keeps its default.
 PRESETS = {
     "shapes": dict(gpt2="data/shapes/tiny-gpt2", clip="data/shapes/tiny-clip", width_ratio=1.0, heads=16,
                    epochs=7.0, batch=24, rows=3, lr=4e-3, warmup=50, beta2=0.99, eval_every=500,
                    eval_images=200, score=1000, cache=True, workers=0),
-    "ituning-base": dict(method="ituning", gpt2="gpt2", clip="ViT-B/16", width_ratio=0.5),
-    "ituning-medium": dict(method="ituning", gpt2="gpt2-medium", clip="ViT-B/16", width_ratio=0.5),
-    "ituning-large": dict(method="ituning", gpt2="gpt2-large", clip="ViT-B/16", width_ratio=0.5),
+    "ituning-base": dict(method="ituning", gpt2="gpt2", width_ratio=0.5),
+    "ituning-medium": dict(method="ituning", gpt2="gpt2-medium", width_ratio=0.5),
+    "ituning-large": dict(method="ituning", gpt2="gpt2-large", width_ratio=0.5),
+    "vanilla": dict(method="vanilla"),
+    "vcgpt": dict(method="vcgpt", n_fusion=6),
+    # The sources disagree on what VC-GPT froze: this is the other reading of the paper.
+    "vcgpt-tuned": dict(method="vcgpt", n_fusion=6, train_lm=True, train_vision=True, backbone_lr=1e-5),
+    # differs: ClipCap pairs every caption with its image anew, 40 a step; here five share theirs.
+    "clipcap": dict(method="prefix", clip="ViT-B/32", mapper="transformer", mapper_layers=8, prefix_length=10,
+                    batch=8, rows=5, lr=2e-5, warmup=5000),
+    "clipcap-tuned": dict(method="prefix", clip="ViT-B/32", mapper="mlp", prefix_length=10, train_lm=True,
+                          batch=8, rows=5, lr=2e-5, backbone_lr=2e-5, warmup=5000),
 }
+DATASETS = ("shapes",)  # the presets that --dataset chooses, not --preset
 
 
 # ---------------------------------------------------------------------------- where it runs
@@ -237,12 +250,23 @@ def cached_features(vit, items, folder, split, device, batch=64):
 
 # ---------------------------------------------------------------------------- pieces of the loop
 
-def learning_rate(step, config, steps):
-    """Linear warm-up, then linearly down to 0 (as SmallCap)."""
+def schedule(step, config, steps):
+    """What part of the peak learning rate a step has: linear warm-up, then linearly down to 0 (as SmallCap)."""
     warmup = min(config.warmup, steps // 5)  # a short run on a small folder should not end in its warm-up
     if step < warmup:
-        return config.lr * (step + 1) / (warmup + 1)
-    return config.lr * (steps - step) / max(1, steps - warmup)
+        return (step + 1) / (warmup + 1)
+    return (steps - step) / max(1, steps - warmup)
+
+
+def groups_of(model, config):
+    """The parameter groups of AdamW, each with its peak learning rate: the method, and the tuned backbones."""
+    groups = []
+    for lr, of_method in ((config.lr, True), (config.backbone_lr, False)):
+        params = [p for n, p in model.trained().items() if n.startswith("method.") == of_method]
+        for decay, kept in ((config.weight_decay, [p for p in params if p.dim() >= 2]),
+                            (0.0, [p for p in params if p.dim() < 2])):
+            groups += [{"params": kept, "peak": lr, "weight_decay": decay}] if kept else []
+    return groups
 
 
 def validate(model, batches, config, device, autocast):
@@ -274,6 +298,21 @@ def start_table(model):
         total = sum(p.numel() for p in module.parameters())
         learn = sum(p.numel() for p in module.parameters() if p.requires_grad)
         print(f"  {name:18}{total:>14,} parameters{learn:>14,} trained{'' if learn else '   frozen'}")
+    for name, part in model.method.named_children():
+        if 0 < (inside := sum(p.numel() for p in part.parameters())) < total:
+            print(f"    {name:16}{inside:>14,}")
+
+
+def peak_memory(device):
+    """The most that was held so far, in bytes: by tensors on CUDA, elsewhere by this whole process. None on Windows."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:
+        return None
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return held if sys.platform == "darwin" else 1024 * held  # Linux counts in kilobytes
 
 
 def folder_for(config):
@@ -310,7 +349,7 @@ def begin_with(model, path):
 def check(config):
     """UserError for a number that makes no sense."""
     for least, names in ((1, "batch rows accumulate max_tokens eval_every eval_images log_every"),
-                         (0, "steps epochs warmup weight_decay beta2 lr score workers seed")):
+                         (0, "steps epochs warmup weight_decay beta2 lr backbone_lr score workers seed")):
         for name in names.split():
             if getattr(config, name) < least:
                 raise UserError(f"--{name} {getattr(config, name)}: must be {least} or more")
@@ -440,10 +479,7 @@ def main(config, method_config, resume=None):
 
     # ---- optimizer
     params = list(model.trained().values())
-    optimizer = torch.optim.AdamW(
-        [{"params": [p for p in params if p.dim() >= 2], "weight_decay": config.weight_decay},
-         {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0}],
-        lr=config.lr, betas=(0.9, config.beta2), fused=device.type == "cuda")
+    optimizer = torch.optim.AdamW(groups_of(model, config), betas=(0.9, config.beta2), fused=device.type == "cuda")
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     steps = config.steps or round(config.epochs * len(items["train"]) / config.batch)
     if steps < 1:
@@ -476,9 +512,9 @@ def main(config, method_config, resume=None):
             raise UserError(batch)
 
         # one optimiser step: sum over micro-batches of (mean loss * tokens) / all tokens of all processes
-        lr = learning_rate(step, config, steps)
+        now = schedule(step, config, steps)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = now * group["peak"]
         tokens = sum(int((targets != -1).sum()) for _, _, targets in batch)
         total, stopping = world.sum([tokens, float(stop.asked)], device)
         for images, idx, targets in batch:
@@ -505,9 +541,9 @@ def main(config, method_config, resume=None):
             loss, tokens, images, captions = world.sum([float(since[k]) for k in keys], device)
             spent = time.time() - since["t"]
             left = (time.time() - t0) / (step - first) * (steps - step)
-            line = {"step": step, "loss": loss / tokens, "lr": lr, "grad_norm": float(norm),
+            line = {"step": step, "loss": loss / tokens, "lr": now * config.lr, "grad_norm": float(norm),
                     "images_per_s": images / spent, "captions_per_s": captions / spent}
-            say(f"step {step}/{steps}  loss {line['loss']:.4f}  lr {lr:.2e}  {images / spent:.3g} images/s  "
+            say(f"step {step}/{steps}  loss {line['loss']:.4f}  lr {line['lr']:.2e}  {images / spent:.3g} images/s  "
                 f"{captions / spent:.3g} captions/s  {clock(left)} left")
             if world.main:
                 log.write(json.dumps(line) + "\n")
@@ -537,13 +573,16 @@ def main(config, method_config, resume=None):
     # ---- end
     stop.over()
     if world.main:
+        memory = peak_memory(device)
+        log.write(json.dumps({"step": steps, "peak_memory": memory}) + "\n")
         log.close()
         draw.curve(out / "log.jsonl", out / "loss.png")
         model.restore(read(out / "best.safetensors"), out / "best.safetensors")
         if config.score:
             with autocast:
                 evaluate.report_exact(model.eval(), folder, device, config.score)
-        say(f"done in {clock(time.time() - began)}. Next: python sample.py --ckpt {out} picture.jpg")
+        held = f", {memory / 1e6:,.0f} MB at most" if memory else ""
+        say(f"done in {clock(time.time() - began)}{held}. Next: python sample.py --ckpt {out} picture.jpg")
     if world.size > 1:
         world.sum([0], device)  # who leaves first would take the connection away while others still score
         dist.destroy_process_group()
@@ -576,9 +615,11 @@ def command_line(argv=None):
     """(config, method_config, resume state or None) from flags, preset and the run to be resumed."""
     first, = parse(Config, argv=argv, peek=True)
     out, resume = folder_for(first), None
-    if first.preset and not first.preset.startswith("ituning-") or first.preset not in ("", *PRESETS):
-        raise UserError(f"--preset {first.preset}: there are {', '.join(p for p in PRESETS if '-' in p)}")
-    defaults = PRESETS[first.preset] if first.preset else PRESETS.get(first.dataset, {})
+    named = [p for p in PRESETS if p.split()[0] not in DATASETS]
+    if first.preset not in ("", *named):
+        raise UserError(f"--preset {first.preset}: there are {', '.join(named)}")
+    defaults = (PRESETS[first.preset] if first.preset else
+                PRESETS.get(first.dataset, {}) | PRESETS.get(f"{first.dataset} {first.method}", {}))
     first, = parse(Config, argv=argv, defaults=defaults, peek=True)
     if first.resume:
         resume = load_resume(out)

@@ -398,6 +398,7 @@ def test_curves_are_drawn_from_the_log(tmp_path, monkeypatch):
 
 def test_without_matplotlib_one_line_says_where_the_numbers_are(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # makes its import fail
+    (tmp_path / "log.jsonl").touch()
     assert draw.curve(tmp_path / "log.jsonl", tmp_path / "loss.png") is False
     out = capsys.readouterr().out
     assert out.count("\n") == 1 and "matplotlib" in out and "log.jsonl" in out

@@ -277,6 +277,70 @@ def test_a_preset_names_the_paper_s_sizes_and_flags_win_over_it():
     assert config.batch * config.rows == 65
 
 
+def test_a_method_has_its_own_settings_on_a_dataset(monkeypatch):
+    """In the order: default, dataset, method on it, command line."""
+    monkeypatch.setitem(train.PRESETS, "shapes prefix", {"lr": 0.5})
+    monkeypatch.setitem(train.PRESETS, "shapes", {**train.PRESETS["shapes"], "lr": 0.4})
+    assert [train.command_line(["--method", m])[0].lr for m in ("ituning", "prefix")] == [0.4, 0.5]
+    assert train.command_line(["--method", "prefix", "--lr", "2"])[0].lr == 2
+
+
+@pytest.mark.parametrize("name, method, config, switches", [
+    ("vcgpt", "vcgpt", dict(train_lm=False, train_vision=False), dict(n_fusion=6, self_ensemble=True)),
+    ("vcgpt-tuned", "vcgpt", dict(train_lm=True, train_vision=True, lr=1e-4, backbone_lr=1e-5), dict(n_fusion=6)),
+    ("vanilla", "vanilla", dict(clip="ViT-B/16", lr=1e-4), dict(gate=False)),
+    ("clipcap", "prefix", dict(train_lm=False, lr=2e-5, warmup=5000, clip="ViT-B/32"), dict(mapper="transformer")),
+    ("clipcap-tuned", "prefix", dict(train_lm=True, lr=2e-5, backbone_lr=2e-5), dict(mapper="mlp", prefix_length=10))])
+@pytest.mark.parametrize("dataset", ["coco", "visual_genome"])
+def test_every_way_to_connect_has_a_preset(dataset, name, method, config, switches):
+    c, m, _ = train.command_line(["--dataset", dataset, "--preset", name])
+    assert (c.dataset, c.method, c.gpt2) == (dataset, method, "gpt2")
+    assert config.items() <= vars(c).items() and switches.items() <= vars(m).items()
+
+
+# ---------------------------------------------------------------------------- learning rates
+
+def test_tuned_backbones_have_a_rate_of_their_own():
+    """No tensor is in two groups or in none; GPT-2's tied embedding is counted once; W_fuse is not tied to it."""
+    from test_methods import build
+    model = build("vcgpt", train_lm=True, train_vision=True)
+    groups = train.groups_of(model, train.Config(lr=3.0, backbone_lr=2.0, weight_decay=0.1))
+    ids = [id(p) for g in groups for p in g["params"]]
+    assert len(ids) == len(set(ids)) and set(ids) == {id(p) for p in model.parameters() if p.requires_grad}
+    rate = {id(p): g["peak"] for g in groups for p in g["params"]}
+    decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
+    for n, p in model.trained().items():
+        assert rate[id(p)] == (3.0 if n.startswith("method.") else 2.0), n
+        assert decay[id(p)] == (0.1 if p.dim() >= 2 else 0.0), n
+    assert model.gpt2.wte.weight is not model.method.w_fuse.weight
+
+
+def test_the_backbones_move_with_their_rate(dataset, tmp_path):
+    """--backbone_lr 0 leaves GPT-2 as it was while the method learns; above 0 it moves, and --resume keeps the rate."""
+    before = {f"gpt2.{n}": p for n, p in train.GPT2.from_pretrained(ROOT / "data" / "shapes" / "tiny-gpt2").named_parameters()}
+    still, _ = fit(dataset, tmp_path / "a", "--train_lm", "--backbone_lr", "0", "--steps", "2")
+    assert set(before) <= set(still) and all(torch.equal(still[n], before[n]) for n in before)
+    assert any(t.any() for n, t in still.items() if n.endswith(".o.weight"))  # zero at the start
+    moved, _ = fit(dataset, tmp_path / "b", "--train_lm", "--backbone_lr", "1e-4", "--steps", "2")
+    assert all(not torch.equal(moved[n], before[n]) for n in before if n.endswith("weight"))
+    saved = train.load_resume(tmp_path / "b")["optimizer"]["param_groups"]
+    assert {g["peak"] for g in saved} == {2e-3, 1e-4}
+
+
+def test_the_rate_rises_then_falls_to_zero():
+    config = train.Config(warmup=10)
+    rates = [train.schedule(step, config, 100) for step in range(101)]
+    assert rates[:10] == sorted(rates[:10]) and rates[10] == max(rates) == 1 and rates[100] == 0
+    assert rates[10:] == sorted(rates[10:], reverse=True) and rates[55] == 0.5
+
+
+def test_a_run_ends_with_the_most_memory_it_held(unbroken, dataset, tmp_path):
+    fit(dataset, tmp_path / "run", "--steps", "1")
+    last = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
+    if sys.platform != "win32":
+        assert 5e7 < last["peak_memory"] < 1e11  # torch alone takes more than 50 MB
+
+
 # ---------------------------------------------------------------------------- mistakes end in one line
 
 def failing(*words, cwd=ROOT):
