@@ -1,9 +1,10 @@
-"""How good are the captions? BLEU, ROUGE-L and CIDEr-D as the papers measure them, and exact scenes.
+"""How good are captions and answers? BLEU, ROUGE-L, CIDEr-D and VQA accuracy as the papers measure them, and exact scenes.
 
     python evaluate.py                                        the newest run in out/, on its dataset's test
     python evaluate.py --ckpt out/a out/b --dataset coco --split test --json scores.json --sheet sheet.png
     python evaluate.py --captions scores-a.json --dataset coco      a results file, from any captioner
     python evaluate.py --official ...                         the official Java tools, with METEOR and SPICE
+    python evaluate.py --ckpt out/dvp --dataset vqa2 --split test --json answers.json     for the challenge
 
   hypothesis  "A dog's ball."     references  "The dog has a ball", ...
         |                               |
@@ -16,6 +17,9 @@ It prints one table with a row a checkpoint. --json scores.json writes the numbe
 row scores-NAME.json with the captions alone, in COCO's results format, which the official tools read:
 
     [{"image_id": 42, "caption": "a dog on a sofa"}, ...]
+
+or with the answers, in that of the VQA challenge: [{"question_id": 42, "answer": "a dog"}, ...]. Answers are
+not scored where the split has none (VQA's test).
 
 The three metrics follow pycocoevalcap, the code behind the papers' tables, with its quirks; they are marked
 below. differs: it calls a tokenizer in Java, this file has its own. The two disagree on rare strings only
@@ -45,7 +49,7 @@ from clip_vit import open_image, preprocess
 from data.common import find_dataset, load_split, progress, read_json, replacing
 from data.shapes import world
 from draw import captioned
-from model import SeeGPT, origin_of
+from model import SeeGPT, answers_to, condition, origin_of, task_of
 
 SHEET = 24  # pictures on --sheet: the better half of them the best, the others the worst
 RESAMPLES = 1000  # of the bootstrap
@@ -308,25 +312,89 @@ def cider_d(hypotheses, references, tokenized=False, per_image=False):
 def bootstrap(counts, means, resamples=RESAMPLES, seed=1337):
     """{metric: (score, low, high)} x 100 with the interval that holds the middle 95 % of resamples.
 
-    counts (n, 10) as bleu_counts makes them; means {metric: (values (n,), weights (n,))}, whose score
+    counts (n, 10) as bleu_counts makes them, or (n, 0) for no BLEU; means {metric: (values (n,), weights (n,))}, whose score
     is sum(values * weights) / sum(weights). A resample draws n of the n images, with repetition, and
     scores them: how much would the number move with other images like these? (Efron 1979.) Every score
     is a function of sums over images, so a resample is one product of how often each image was drawn
     with the table of all columns. CIDEr-D keeps the document frequencies of the images that there are.
     The seed is fixed: the same captions give the same interval.
     """
+    with_bleu = counts.shape[1]
     columns = [counts.T, *(part for v, w in means.values() for part in ((v * w)[None], w[None]))]
     columns = np.concatenate(columns).T  # (n, columns)
 
     def scores(sums):  # (..., columns) -> (..., metrics)
-        ratios = sums[..., 10::2] / np.maximum(sums[..., 11::2], 1e-9)
-        return 100 * np.concatenate([bleu_scores(sums[..., :10]), ratios], -1)
+        ratios = sums[..., with_bleu::2] / np.maximum(sums[..., with_bleu + 1::2], 1e-9)
+        return 100 * (np.concatenate([bleu_scores(sums[..., :10]), ratios], -1) if with_bleu else ratios)
 
     rng, n = np.random.default_rng(seed), len(columns)
     drawn = np.stack([np.bincount(rng.integers(n, size=n), minlength=n) @ columns for _ in range(resamples)])
     low, high = np.percentile(scores(drawn), (2.5, 97.5), axis=0)
-    names = [f"BLEU-{k}" for k in range(1, 5)] + list(means)
+    names = [f"BLEU-{k}" for k in range(1, 5) if with_bleu] + list(means)
     return dict(zip(names, zip(scores(columns.sum(0)).tolist(), low.tolist(), high.tolist())))
+
+
+# ---------------------------------------------------------------------------- VQA accuracy
+
+PUNCTUATION = ";/[]\"{}()=+\\_-><@`,?!"  # no apostrophe, no colon; the period has a rule of its own
+COMMA = re.compile(r"[0-9],[0-9]")
+PERIOD = re.compile(r"\.(?![0-9])")
+COUNTED = {"none": "0"} | {word: str(n) for n, word in enumerate(
+    "zero one two three four five six seven eight nine ten".split())}
+# {"dont": "don't", ...}: each of these words without one of its apostrophes. The three more are the original's:
+# one is the wrong way round, two change nothing. pitfall: words with a capital never match, the text has none.
+CONTRACTIONS = {word[:i] + word[i + 1:]: word for word in """
+    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd
+    he'd've he's how'd how'll how's I'd've I'm I've isn't it'd it'd've it'll ma'am mightn't mightn't've might've
+    mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've
+    somebody'd've somebody'll somebody's someone'd someone'd've someone'll someone's something'd something'd've
+    something'll that's there'd there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't
+    we'd've we've weren't what'll what're what's what've when's where'd where's where've who'd who'd've who'll
+    who's who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've
+    you'll you're you've""".split() for i, c in enumerate(word) if c == "'"}
+CONTRACTIONS |= {"somebody'd": "somebodyd", "let's": "let's", "she's": "she's"}
+
+
+def one_line(text):
+    """The text without newlines and tabs, and without space at its ends."""
+    return text.replace("\n", " ").replace("\t", " ").strip()
+
+
+def normalise_answer(text):
+    """An answer (str) in the form in which VQA compares answers (str): no punctuation, lower case, digits for
+    number words, no articles, apostrophes where they were left out. "A dog, two cats!" -> "dog 2 cats".
+
+    Follows vqaEval.py of GT-Vision-Lab/VQA (commit a013f00), with its quirks. pitfall: an answer can lose
+    everything ("the" -> ""), and "none" is "0".
+    """
+    text = plain = one_line(text)
+    comma = COMMA.search(text)
+    for mark in PUNCTUATION:
+        if mark in text:
+            # pitfall: one mark next to a space decides for all of its kind ("x-ray - no" -> "xray no"), and one
+            # comma between digits for every mark: "1,000/day" -> "1000day", but "10/day" -> "10 day".
+            gone = comma or f"{mark} " in text or f" {mark}" in text
+            plain = plain.replace(mark, "" if gone else " ")
+    # pitfall: the original means to keep a period after a digit, but looks only at what follows: "5." -> "5",
+    # while ".5" stays. It also passes a flag whose value is 32 where the number of replacements belongs.
+    plain = PERIOD.sub("", plain, count=32)
+    words = [COUNTED.get(word, word) for word in plain.lower().split()]
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ("a", "an", "the"))
+
+
+def vqa_accuracy(answer, ten_answers):
+    """VQA accuracy in 0..1 (Antol et al. 2015) of an answer (str) by those of ten people (list of str).
+
+    Three who say the same make an answer right: min(1, matches / 3), a mean over the ten ways to leave one of
+    them out. 0 to 4 matches give 0, 0.3, 0.6, 0.9, 1. pitfall: min(1, matches / 3) of all ten is another number.
+    pitfall: where the ten agree to the letter nothing is normalised, so "Yes." is wrong if all say "yes".
+    """
+    answer, truths = one_line(answer), [one_line(truth) for truth in ten_answers]
+    if len(set(truths)) > 1:
+        normal = {text: normalise_answer(text) for text in {answer, *truths}}
+        answer, truths = normal[answer], [normal[truth] for truth in truths]
+    matches = truths.count(answer)
+    return sum(min(1, (matches - (truth == answer)) / 3) for truth in truths) / len(truths)
 
 
 # ---------------------------------------------------------------------------- the official tools
@@ -396,6 +464,61 @@ def caption(model, items, config, device, autocast, label="captions"):
                                     max_new_tokens=config.max_new_tokens, length_penalty=config.length_penalty)
         show(len(texts))
     return texts
+
+
+def answer(model, items, config, device, autocast, label="answers"):
+    """One answer an item, a list of str: chosen, or written greedily. An image is encoded once for its questions."""
+    texts, show, eyes, paths = [None] * len(items), progress(label, len(items)), {}, []
+    for number, item in enumerate(items):  # those on one image together
+        eyes.setdefault(item["image"] or ("none", number), []).append(number)
+    groups = sorted(eyes.values(), key=lambda group: items[group[0]]["image"] is None)
+    done = 0
+    while groups:
+        blind = items[groups[0][0]]["image"] is None
+        part = [g for g in groups[:config.batch] if (items[g[0]]["image"] is None) == blind]
+        groups = groups[len(part):]
+        numbers = [i for group in part for i in group]
+        prompts = [condition(items[i]) for i in numbers]
+        with autocast:
+            feats = None if blind else features(model, [items[group[0]] for group in part], device)
+            if feats is not None:
+                feats = feats[torch.tensor([g for g, group in enumerate(part) for _ in group], device=device)]
+            found = ([best[0][0] for best in model.choose(feats, prompts)] if model.method.answers else
+                     model.generate(feats, prompts, beam=1, max_new_tokens=config.max_new_tokens))
+        for i, text in zip(numbers, found):
+            texts[i] = text
+        done += len(numbers)
+        show(done)
+    return texts
+
+
+def score_answers(answers, items):
+    """({metric: (score, low, high)} x 100, how right every answer is (n,)); ({}, None) where no item has an answer."""
+    if not all("answers" in item or "label" in item for item in items):
+        return {}, None
+    right = []
+    for text, item in zip(answers, items):
+        if item.get("raw_answers"):
+            right.append(vqa_accuracy(text, item["raw_answers"]))
+        elif "choices" in item:  # a letter, and perhaps an explanation behind it
+            right.append(float(text.strip()[:1].upper() in item["answers"]))
+        else:
+            right.append(float(text.strip() in answers_to(item)))
+    right = np.array(right)
+    means = {"accuracy": (right, np.ones(len(items)))}
+    sort = np.array([kind_of(item) for item in items])
+    for kind in dict.fromkeys(sorted(sort.tolist())) if len(set(sort)) > 1 else ():
+        means[kind] = (right, 1.0 * (sort == kind))
+    return bootstrap(np.zeros((len(items), 0)), means), right
+
+
+def kind_of(item):
+    """"yes or no", "other", or the label of a hypothesis: accuracies that are worth a column of their own."""
+    if "label" in item:
+        return item["label"]
+    if "choices" in item:
+        return "without an image" if item["image"] is None else "with an image"
+    return "yes or no" if max(item["answers"], key=item["answers"].get, default="") in ("yes", "no") else "other"
 
 
 def exact(captions, scenes):
@@ -474,13 +597,17 @@ def say(text):
 
 
 def load_items(dataset, split, images=0):
-    """The items of a split that all have captions and an image. UserError for any other."""
+    """The items of a split, all of one task. UserError for what cannot be evaluated here."""
     items = load_split(find_dataset(dataset), split)[:images or None]
     for item in items:
-        if not item.get("captions"):
+        if "expression" in item:
+            raise UserError(f"{dataset}, {split}: referring expressions; this command scores captions and answers")
+        if task_of(item) != task_of(items[0]):
+            raise UserError(f"{dataset}, {split}: items {items[0]['id']} and {item['id']} have different tasks")
+        if "captions" in item and not item["captions"]:
             raise UserError(f"{dataset}, {split}: item {item['id']} has no captions to compare with")
     if len({str(item["id"]) for item in items}) < len(items):
-        raise UserError(f"{dataset}, {split}: several items have the same id, so captions cannot be told apart")
+        raise UserError(f"{dataset}, {split}: several items have the same id, so they cannot be told apart")
     return items
 
 
@@ -589,9 +716,14 @@ def main(config):
     if not dataset:
         raise UserError("--captions: say with --dataset which images these captions belong to")
     items = load_items(dataset, config.split, config.images)
+    asked = task_of(items[0]) != "captions"
+    if asked and (config.captions or config.sheet or config.official):
+        raise UserError(f"{dataset}: questions; --captions, --sheet and --official are for captions")
+    if asked and not config.json and not score_answers([""] * len(items), items)[0]:
+        raise UserError(f"{dataset}, {config.split} has no answers to compare with; --json writes those of the model")
     if ckpts or config.sheet:
         for item in items:  # now rather than after an hour of captions
-            if not item["image"].is_file():
+            if item["image"] is not None and not item["image"].is_file():
                 raise UserError(f"{item['image']}: no such image")
     captions, rows, ciders = {}, {}, {}
     for path, name in zip(ckpts or config.captions, unlike(ckpts or config.captions)):
@@ -600,13 +732,14 @@ def main(config):
         else:
             model = SeeGPT.load(path, device, config.gpt2 or None, config.clip or None).hold(dtype)
             autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-            captions[name] = caption(model, items, config, device, autocast, f"{name}: captions")
-        rows[name], ciders[name] = score(captions[name], items, config.official)
+            task = answer if asked else caption
+            captions[name] = task(model, items, config, device, autocast, f"{name}: {task.__name__}s")
+        rows[name], ciders[name] = score_answers(captions[name], items) if asked else score(captions[name], items, config.official)
     print(table(rows, len(items)))
-    how = "Stanford's tokenizer, pycocoevalcap" if config.official else "our own tokenizer (--official: Stanford's)"
     print(f"\n{dataset}, {config.split}; all x 100, as papers print them; in brackets the 95 % interval of "
-          f"{RESAMPLES:,} resamples of the images; {how}.")
-    if config.images:
+          f"{RESAMPLES:,} resamples of the {'questions' if asked else 'images'}" + ("." if asked else "; Stanford's "
+          "tokenizer, pycocoevalcap." if config.official else "; our own tokenizer (--official: Stanford's)."))
+    if config.images and not asked:
         print("A part of the split: CIDEr-D takes its document frequencies from these images, so it cannot be "
               "compared with that of all.")
     if config.json:
@@ -622,17 +755,19 @@ def main(config):
 
 def write_json(path, dataset, config, items, captions, rows, ciders):
     """The scores as one file, and for every row its captions as a plain results file beside it."""
-    keys = ("score", "low", "high")
+    keys, asked = ("score", "low", "high"), task_of(items[0]) != "captions"
     decoding = {k: getattr(config, k) for k in ("beam", "length_penalty", "max_new_tokens", "prompt")}
     result = {"dataset": dataset, "split": config.split, "images": len(items), "unit": "x 100",
-              "tokenizer": "stanford" if config.official else "ours", **({} if config.captions else decoding),
-              "rows": [{"name": name, "captions": beside(path, name).name,
-                        "scores": {metric: dict(zip(keys, values)) for metric, values in rows[name].items()},
-                        "cider_d": {str(item["id"]): float(100 * c) for item, c in zip(items, ciders[name])}}
-                       for name in rows]}
+              **({} if asked else {"tokenizer": "stanford" if config.official else "ours"}),
+              **({} if asked or config.captions else decoding), "rows": []}
     for name, texts in captions.items():
+        each = {} if ciders[name] is None else {str(x["id"]): float(100 * c) for x, c in zip(items, ciders[name])}
+        result["rows"].append({"name": name, "answers" if asked else "captions": beside(path, name).name,
+                               "scores": {metric: dict(zip(keys, values)) for metric, values in rows[name].items()},
+                               "accuracy" if asked else "cider_d": each})
+        id_key, text_key = ("question_id", "answer") if asked else ("image_id", "caption")
         with replacing(beside(path, name)) as f:
-            f.write(json.dumps([{"image_id": item["id"], "caption": text} for item, text in zip(items, texts)],
+            f.write(json.dumps([{id_key: item["id"], text_key: text} for item, text in zip(items, texts)],
                                indent=0).encode() + b"\n")
     with replacing(path) as f:
         f.write(json.dumps(result, indent=1).encode() + b"\n")

@@ -57,6 +57,8 @@ class Method(nn.Module):
     The frozen models are passed in, never stored: so the state_dict is exactly what is trained.
     """
 
+    needs_image = True  # False: items without an image are read as text alone, look(None) and ctx None
+    answers = ()  # the classes of a method that chooses an answer; empty: it writes, as GPT-2 does
     watch = None  # set to a list: receives (layer, attention weights (R, nh, T, N)) on every pass
     extra = 0  # prompt tokens that block puts in front of the text, at most: the cache leaves room
 
@@ -80,7 +82,8 @@ class Method(nn.Module):
         return gpt2.head(picked(x, rows))
 
     def loss(self, logits, targets):
-        """Mean cross-entropy in nats; targets of -1 do not count."""
+        """Mean cross-entropy in nats; targets of -1 do not count. Of a method with answers: float
+        targets (R, A), how right each answer is; a row of -1 does not count."""
         return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=-1)
 
 
@@ -95,6 +98,7 @@ METHODS = {
     "vanilla": ("ituning", "Vanilla"),
     "vcgpt": ("ituning", "VCGPT"),
     "prefix": ("prompts", "Prefix"),
+    "dvp": ("prompts", "DVP"),
 }
 
 
@@ -166,8 +170,8 @@ class SeeGPT(nn.Module):
         return self
 
     def see(self, images):
-        """Images (B, 3, H, W) -> feats (B, N, D). Feats computed before pass through."""
-        if images.dim() == 3:
+        """Images (B, 3, H, W) -> feats (B, N, D). Feats computed before pass through, and so does None."""
+        if images is None or images.dim() == 3:
             return images
         if self.vit in self.frozen:
             with torch.no_grad():
@@ -178,9 +182,10 @@ class SeeGPT(nn.Module):
         """images (B, 3, H, W) or feats (B, N, D); idx, targets (R, T) with R = B * k -> logits, loss.
 
         Without targets: logits (R, T, V) and None. With targets (-1: not scored) logits are None,
-        since they are made only where they are scored; all_logits=True makes and returns all.
+        since they are made only where they are scored; all_logits=True makes and returns all. A
+        method with answers has float targets (R, A) and always returns its logits (R, A).
         """
-        pick = None
+        pick, all_logits = None, all_logits or bool(self.method.answers)
         if targets is not None and not all_logits:
             pick = (targets.flatten() != -1).nonzero().squeeze(1)
         ctx = self.method.look(self.see(images))
@@ -210,19 +215,48 @@ class SeeGPT(nn.Module):
         """
         enc, feats = self.gpt2.tokenizer, self.see(images)
         prompts = [prompt] * len(feats) if isinstance(prompt, str) else prompt
-        ids = [[enc.eot_token, *enc.encode_ordinary(p)] for p in prompts]
-        texts = [None] * len(feats)
-        for length in sorted({len(i) for i in ids}):
-            group = [i for i in range(len(ids)) if len(ids[i]) == length]
-            idx = torch.tensor([ids[i] for i in group], device=feats.device)
+        texts = [None] * len(prompts)
+        for group, idx in self.by_length(prompts):
+            of = None if feats is None else feats[group]
             if temperature > 0:
-                out = self.sample(feats[group], idx, max_new_tokens, temperature, top_k, top_p)
+                out = self.sample(of, idx, max_new_tokens, temperature, top_k, top_p)
             else:
-                out, _ = self.beam(feats[group], idx, beam, max_new_tokens, length_penalty, early_stopping)
+                out, _ = self.beam(of, idx, beam, max_new_tokens, length_penalty, early_stopping)
             for i, tokens in zip(group, out):
                 tokens = [t for t in tokens if t != enc.eot_token]
                 texts[i] = (enc.decode(tokens).strip(), tokens)
         return texts if with_ids else [text for text, _ in texts]
+
+    def answer(self, images, questions, top=5):
+        """[(answer, probability), ...] per question, best first; images (B, ...), one a question, or None.
+
+        For methods that choose among answers. UserError for one that writes: ask it with generate. A
+        model trained on hypotheses takes these as questions.
+        """
+        return self.choose(images, [condition({self.origin.get("task", "question"): q}) for q in questions], top)
+
+    @torch.no_grad()
+    def choose(self, images, prompts, top=1):
+        """As answer, of conditions as they are."""
+        if not self.method.answers:
+            raise UserError("this model writes its answers, so they have no probabilities: generate(images, prompt)")
+        feats, results = self.see(images), [None] * len(prompts)
+        for group, idx in self.by_length(prompts):
+            ctx = self.method.look(None if feats is None else feats[group])
+            cond = torch.full((len(idx),), idx.shape[1], device=idx.device)
+            p = self.method.probabilities(self.read(idx, ctx, Rows(cond=cond)))
+            best, which = p.topk(min(top, p.shape[1]))
+            for i, *row in zip(group, best.tolist(), which.tolist()):
+                results[i] = [(self.method.answers[a], value) for value, a in zip(*row)]
+        return results
+
+    def by_length(self, prompts):
+        """Groups of prompts of equal length: (their numbers, ids (n, T) that begin with end-of-text)."""
+        enc = self.gpt2.tokenizer
+        ids = [[enc.eot_token, *enc.encode_ordinary(p)] for p in prompts]
+        for length in sorted({len(i) for i in ids}):
+            group = [i for i in range(len(ids)) if len(ids[i]) == length]
+            yield group, torch.tensor([ids[i] for i in group], device=self.gpt2.wte.weight.device)
 
     def start(self, images, idx, max_new_tokens):
         """Reads the prompts (B, T) -> ctx, cache, cond (B,), and logits (B, V) for the first new token."""
@@ -347,6 +381,33 @@ class SeeGPT(nn.Module):
         with torch.no_grad():
             for n, p in ours.items():
                 p.copy_(tensors[n])
+
+
+# ---------------------------------------------------------------------------- what is asked
+
+def condition(item):
+    """What GPT-2 reads of an item before it answers; "" for captions. No space at the end: the answer brings its own."""
+    if "hypothesis" in item:
+        return f"hypothesis: {item['hypothesis']} answer:"
+    if "question" not in item:
+        return ""
+    hint = f" context: {item['hint']}" if item.get("hint") else ""
+    options = "".join(f" ({chr(65 + i)}) {choice}" for i, choice in enumerate(item.get("choices", ())))
+    return f"question: {item['question']}{hint}{' options:' if options else ''}{options} answer:"
+
+
+def answers_to(item):
+    """{answer: how many gave it} to a question or hypothesis. Where the item explains its answer, so does the text:
+    ScienceQA's order QCM-ALE (question, context, choices; answer, lecture, explanation)."""
+    if "hypothesis" in item:
+        return {item["label"]: 1}
+    because = " ".join(item[key] for key in ("lecture", "solution") if item.get(key))
+    return {f"{a}. because {because}" if because else a: count for a, count in item["answers"].items()}
+
+
+def task_of(item):
+    """"captions", "question" or "hypothesis"."""
+    return next(key for key in ("captions", "hypothesis", "question") if key in item)
 
 
 def checkpoint_file(path):

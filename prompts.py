@@ -1,16 +1,29 @@
-"""Tokens that no tokenizer knows: image tokens written in front of the text, for GPT-2 to read.
+"""Tokens that no tokenizer knows, put in front of the text for GPT-2 to read: ClipCap's prefix, and DVP.
+
+DVP: the text asks the image, and the answer is one token, in front of the text from layer K on.
 
     img (B,3,H,W)                 idx (R,T)
          |                            |
     [ CLIP-ViT ]                 [ wte+wpe ]
          | feats (B,N,D)              | (R,T,C)
-    ( mapper )                        |
-         | prefix (B,P,C)             |
-         +--- for each row --> [ prefix | text ]
-                                      | (R,P+T,C)
-                               [ GPT-2, L layers ]
+         |                     [ layers 0 .. K-1 ] + (adapters, norms)
+         |                            |
+         |                            +--- state of the last token of the question --+
+         |                            |                                              | (R,1,C)
+         +-------------(k)(v)---------|-----------------------------> ( cross-attention )
+                                      |                                              | p (R,1,C)
+                                 [ p | text ] <--------------------------------------+
+                                      | (R,1+T,C)
+                               [ layers K .. L-1 ] + (adapters, norms)
                                       | text positions only
-                                 [ lm_head ] -> logits (R,T,V)
+                      ( norm ) -> [ lm_head ] -> logits (R,T,V)   or   ( head ) -> logits (R,A)
+
+Paper: Huang et al., "Dynamic Visual Prompting", arXiv 2306.00409; code: hsb1357173526/
+Dynamic_Visual_Prompting, for BERT, T5 and LLaMA. K is found by a search with a k-armed bandit, KAB-APP.
+
+differs: GPT-2 is none of their models; sizes follow their BERT, the causal order their LLaMA. The query is
+the last token of the question, the only one that has read all of it. Dropout (0.1 there) is left out, and
+so is their tenfold learning rate of the head. Image tokens are brought to one scale, as everywhere here.
 
 Prefix is ClipCap, the baseline that the field compares with: Mokady et al., "ClipCap: CLIP Prefix for
 Image Captioning", arXiv 2111.09734. All of the image has to go through P vectors, once, before
@@ -21,19 +34,21 @@ is mapped: that is what all methods here get to see. Its prefix takes GPT-2's fi
 positions count text tokens only, and a prefix token has none beside its own vector.
 
 B images, R = B * k rows of text, T tokens, P prefix tokens, N image tokens, C GPT-2 width, D ViT width,
-V vocabulary
+V vocabulary, L layers, K the layer of the prompt, A answers
 
 Next: train.py
 """
 
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
 from cli import UserError, opt
 from clip_vit import Transformer
-from ituning import one_scale
+from ituning import CrossAttention, one_scale
 from model import Method, picked
 
 
@@ -118,6 +133,183 @@ class Prefix(Method):
 
     def head(self, gpt2, x, ctx, rows):
         return gpt2.head(picked(x[:, self.extra:] if rows.t == 0 else x, rows))
+
+
+# ---------------------------------------------------------------------------- DVP
+
+class Adapter(nn.Module):
+    """y + up(relu(down(y))), y (R, T, C): a bottleneck, nearly the identity at the start."""
+
+    def __init__(self, C, width):
+        super().__init__()
+        self.down, self.up = nn.Linear(C, width), nn.Linear(width, C)
+        for m in (self.down, self.up):
+            nn.init.normal_(m.weight, std=0.01)
+            nn.init.zeros_(m.bias)
+
+    def forward(self, y):
+        return y + self.up(F.relu(self.down(y)))
+
+
+class AdaptedLayer(nn.Module):
+    """What is trained of a GPT-2 layer: copies of its two norms, an adapter behind attention and MLP each."""
+
+    def __init__(self, block, C, width):
+        super().__init__()
+        self.ln_1, self.ln_2 = deepcopy(block.ln_1), deepcopy(block.ln_2)
+        self.after_attn, self.after_mlp = Adapter(C, width), Adapter(C, width)
+
+    def forward(self, block, x, cache, l):
+        x = x + self.after_attn(block.attn(self.ln_1(x), cache, l))
+        return x + self.after_mlp(block.mlp(self.ln_2(x)))
+
+
+class DVP(Method):
+    """Dynamic Visual Prompting. ctx: keys and values of the image tokens; visual "all": its tokens (B, N, C).
+
+    Positions count text tokens only, so the prompt has none and moves no word. pitfall: from layer K on
+    every word sees p, and p has read the whole question: no word of the question may be a target.
+    Captions have no question. There the query is the end-of-text token that begins every text, the same
+    for all images, and DVP is attention pooling. With K = 0 the query has read nothing in any case.
+    """
+
+    needs_image = False
+
+    @dataclass
+    class Config:
+        insert_layer: int = opt(0, "layer K: the prompt is put in front of it; -1: a cross-attention for every "
+                                   "layer, of which the search uses one at a time")
+        visual: str = opt("one", "image tokens in front: one (DVP), all (the costly baseline), none (text only)",
+                          choices=("one", "all", "none"))
+        adapter: int = opt(8, "GPT-2's width / an adapter's (DVP 8); 0: neither adapters nor trained norms, as "
+                              "DVP's full tuning has it together with --train_lm")
+        readout: str = opt("lm", "write the answer, or choose it (head, DVP's way)", choices=("lm", "head"))
+        soft: bool = opt(False, "several answers may be right, a yes or no for each (DVP on VQA2.0)")
+        heads: int = opt(0, "heads of the cross-attention; 0: as many as GPT-2 has (DVP: 12 for 768)")
+        answers: list = opt([], "the answers to choose from; empty: the dataset's")
+
+    def __init__(self, config, gpt2, vit):
+        super().__init__()
+        c, L, K = gpt2.config, gpt2.config.n_layer, config.insert_layer
+        C, heads = c.n_embd, config.heads or c.n_head
+        # Inside the cross-attention as wide as GPT-2 base; for wider models 512, as they do for LLaMA.
+        width = C if C <= 768 else 512
+        if not -1 <= K < L:
+            raise UserError(f"--insert_layer {K}: this GPT-2 has layers 0 to {L - 1}")
+        if heads < 1 or width % heads:
+            raise UserError(f"--heads {heads}: the cross-attention's width {width} is not a multiple of it")
+        if config.adapter < 0 or config.adapter > C:
+            raise UserError(f"--adapter {config.adapter}: from 0 (none) to GPT-2's width, {C}")
+        if config.readout == "head" and len(config.answers) < 2:
+            raise UserError("--readout head needs two answers or more to choose from; this dataset has none: leave it away")
+        self.config, self.K = config, K
+        self.answers = tuple(config.answers) if config.readout == "head" else ()
+        tokens = {"one": 1, "all": 1 + (vit.image_size // vit.patch) ** 2, "none": 0}
+        self.extra = tokens[config.visual]
+        if config.visual == "one":
+            self.xattn = nn.ModuleList(CrossAttention(C, vit.width, width, heads) for _ in range(L if K < 0 else 1))
+            for m in self.xattn:
+                for part in (m.q, m.k, m.v, m.o):
+                    part.reset_parameters()  # nothing starts at zero: p takes attention in any case
+        elif config.visual == "all":
+            self.map = nn.Linear(vit.width, C)
+        self.adapted = nn.ModuleList(AdaptedLayer(b, C, C // config.adapter) for b in gpt2.h) if config.adapter else None
+        self.ln_f = deepcopy(gpt2.ln_f) if config.adapter else None
+        if self.answers:
+            self.classify = nn.Sequential(nn.Linear(C, 2 * C), nn.LayerNorm(2 * C), nn.GELU(), nn.Linear(2 * C, len(self.answers)))
+            for m in (self.classify[0], self.classify[3]):
+                nn.init.normal_(m.weight, std=0.02)
+                nn.init.zeros_(m.bias)
+        self.requires_grad_(True)  # the copies of frozen norms, too
+
+    def look(self, feats):
+        if feats is None or self.config.visual == "none":
+            return None
+        feats = one_scale(feats)
+        return self.map(feats) if self.config.visual == "all" else self.at().look(feats)
+
+    def at(self):
+        """The cross-attention in use."""
+        return self.xattn[self.K if self.config.insert_layer < 0 else 0]
+
+    def last(self, x, rows):
+        """The states (R, 1, C) of the last condition token in x (R, T, C)."""
+        cond = x.new_ones(len(x), dtype=torch.int64) if rows.cond is None else rows.cond
+        return x[torch.arange(len(x), device=x.device), cond - 1][:, None]
+
+    def block(self, l, block, x, ctx, rows):
+        if l == self.K and rows.t == 0 and ctx is not None:
+            if self.config.visual == "all":
+                prompt = ctx.repeat_interleave(len(x) // len(ctx), 0)
+            else:
+                prompt = self.at()(self.last(x, rows), ctx, self.watch, l)
+            x = torch.cat([prompt, x], 1)  # (R, extra + T, C)
+        if self.adapted is None:
+            return block(x, rows.cache, l)
+        return self.adapted[l](block, x, rows.cache, l)
+
+    def head(self, gpt2, x, ctx, rows):
+        if rows.t == 0 and ctx is not None:
+            x = x[:, self.extra:]
+        norm = self.ln_f or gpt2.ln_f
+        if self.answers:
+            return self.classify(norm(self.last(x, rows)[:, 0])).float()
+        return F.linear(norm(picked(x, rows)), gpt2.wte.weight).float()
+
+    def loss(self, logits, targets):
+        if not self.answers:
+            return super().loss(logits, targets)
+        kept = targets[:, 0] >= 0
+        logits, targets = logits[kept], targets[kept]
+        if self.config.soft:  # summed over the answers: each of them is a question of its own
+            return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(logits)
+        return F.cross_entropy(logits, targets)
+
+    def probabilities(self, logits):
+        """Logits (R, A) -> probability of each answer: of being right (soft), or of being the one."""
+        return logits.sigmoid() if self.config.soft else logits.softmax(-1)
+
+
+class Bandit:
+    """KAB-APP's policy over L layers: preferences alpha (L,), all 0 at first, and pi = softmax(alpha).
+
+    paper: after N draws with scores s in percent, for every draw of layer k
+        alpha_k += 0.005 * (s - mean of the N scores) * pi_k * (1 - pi_k)
+    pitfall: scores in 0..1 would move alpha a hundred times less, and find nothing.
+    """
+
+    RATE, DRAWS = 0.005, 5
+
+    def __init__(self, L):
+        self.alpha = torch.zeros(L, dtype=torch.float64)
+
+    def policy(self):
+        return self.alpha.softmax(0)
+
+    def draw(self, generator=None):
+        """N layers drawn from the policy, with replacement: (N,)."""
+        return torch.multinomial(self.policy(), self.DRAWS, True, generator=generator)
+
+    def update(self, layers, scores):
+        """layers (N,), their scores (N,) in percent."""
+        pi = self.policy()
+        step = self.RATE * (scores - scores.mean()) * (pi * (1 - pi))[layers]
+        self.alpha.index_add_(0, layers, step)  # a layer drawn twice moves twice
+
+    def best(self):
+        """The layers with the highest preference: one, or several that tie."""
+        return (self.alpha == self.alpha.max()).nonzero().flatten().tolist()
+
+
+def reward(method, logits, loss, targets):
+    """What a mini-validation batch earns, in percent: the accuracy of chosen answers, exp(-loss) of written ones."""
+    return 100 * (soft_accuracy(logits, targets) if method.answers else (-loss).exp().item())
+
+
+def soft_accuracy(logits, targets):
+    """How right the likeliest answers are on average, in 0..1; logits, targets (R, A), a row of -1 does not count."""
+    kept = targets[:, 0] >= 0
+    return targets[kept].gather(1, logits[kept].argmax(1, keepdim=True)).mean().item()
 
 
 if __name__ == "__main__":  # shapes on random weights: what comes in, what stands in front of the text, what goes out

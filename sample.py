@@ -4,6 +4,7 @@
     python sample.py --ckpt out/NAME photo.jpg --beam 5     a certain run, or a checkpoint file
     python sample.py photo.jpg --json captions.json         also as [{"image": ..., "caption": ...}]
     python sample.py photo.jpg --attn attn.png              also the sheet below
+    python sample.py --ckpt out/dvp photo.jpg --question "what colour is the circle?"    answers, with probabilities
 
   a small red circle left of a large blue square
   +---------+  +---------+  +---------+  +---------+  +---------+
@@ -28,7 +29,7 @@ Next: evaluate.py
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -38,7 +39,7 @@ from cli import UserError, opt, parse, run
 from clip_vit import MEAN, STD, open_image, preprocess
 from data.common import progress, replacing
 from draw import heat, sheet
-from model import SeeGPT, here
+from model import SeeGPT, condition, here
 from train import pick_device
 
 # What counts as an image file in a folder.
@@ -58,6 +59,8 @@ class Config:
     seed: int = opt(1337, "of the drawing")
     max_new_tokens: int = opt(30, "longest caption in tokens")
     prompt: str = opt("", "how the text begins (no space at its end); not repeated")
+    question: str = opt("", "ask this of every picture instead of describing it; of a model trained on hypotheses: is this true?")
+    top: int = opt(3, "answers shown to a question, the likeliest first")
     json: str = opt("", "write the captions to this file, too")
     attn: str = opt("", f"PNG file for where the method looked; the first {SHEET} pictures only")
     device: str = opt("auto", "auto, cpu, cuda, mps")
@@ -146,6 +149,28 @@ def picture(x):
     return image if side <= 256 else image.resize((256, 256), Image.LANCZOS)
 
 
+def block_of_answer(model, x, feats, name, question, answers):
+    """As block, of a question: the picture, and one heat map of where DVP's prompt looked."""
+    image, enc = picture(x), model.gpt2.tokenizer
+    ids = [enc.eot_token, *enc.encode_ordinary(condition({model.origin.get("task", "question"): question}))]
+    model.method.watch = []
+    try:
+        model(feats, torch.tensor([ids], device=feats.device), cond=torch.tensor([len(ids)], device=feats.device))
+        seen = model.method.watch
+    finally:
+        model.method.watch = None
+    if not seen:
+        raise UserError("--attn: this model has no single prompt that looks at the image, so there is nothing to show")
+    (_, att), = seen  # (1, nh, 1, N), of the one layer K; without the class token
+    side = round((att.shape[-1] - 1) ** 0.5)
+    heads = att[0, :, 0, 1:].view(-1, side, side).float().cpu()
+    most = max(float(heads.mean(0).max()), 1e-9)
+    cells = [(image, ""), (heat(image, (heads.mean(0) / most) ** 0.7), "all heads")]
+    if len(heads) <= 6:
+        cells += [(heat(image, (m / max(float(m.max()), 1e-9)) ** 0.7), f"head {i}") for i, m in enumerate(heads)]
+    return f"{question} {', '.join(f'{a} {100 * p:.0f} %' for a, p in answers)}", name, cells
+
+
 def block(model, x, feats, name, caption, ids, config):
     """One image's part of the sheet for draw.sheet: the picture, then a heat map for every word."""
     image = picture(x)
@@ -181,7 +206,7 @@ def load_images(names, size):
 
 def check(config):
     """UserError for what would otherwise be found out late, after all the captions."""
-    for name in ("beam", "max_new_tokens", "batch"):
+    for name in ("beam", "max_new_tokens", "batch", "top"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name} {getattr(config, name)}: must be 1 or more")
     if config.temperature < 0 or config.top_k < 0 or not 0 < config.top_p <= 1:
@@ -197,7 +222,7 @@ def save(config, results, blocks):
             f.write(json.dumps(results, indent=1).encode() + b"\n")
     if config.attn:
         with replacing(config.attn) as f:
-            much = "looked at most, when about to write the word"
+            much = "looked at most" if config.question else "looked at most, when about to write the word"
             sheet(blocks, "hardly looked at", much).save(f, "PNG")
         if len(results) > len(blocks):
             say(f"note: {config.attn} shows the first {SHEET} of {len(results)} pictures")
@@ -214,8 +239,15 @@ def main(config):
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     model = SeeGPT.load(ckpt, device, config.gpt2 or None, config.clip or None).hold(dtype)
     torch.manual_seed(config.seed)
-    if model.origin.get("dataset") == "shapes":
-        say("note: trained on drawings of coloured shapes, so it captions a photo in shapes, too")
+    chooses, task = bool(model.method.answers), model.origin.get("task", "captions")
+    if chooses and not config.question:
+        raise UserError(f'{ckpt} answers questions: ask one, --question "..."')
+    if config.question and task == "captions":
+        raise UserError(f"{ckpt} was trained on captions, so it answers no question; leave --question away, or name "
+                        "with --ckpt a model trained on questions")
+    prompt = condition({task: config.question}) if config.question else config.prompt
+    if model.origin.get("dataset", "").split("/")[0] == "shapes":
+        say("note: trained on drawings of coloured shapes, so it sees a photo as shapes, too")
     terminal = sys.stderr.isatty() and len(files) > config.batch
     show = progress("captions", len(files)) if terminal else lambda done: None
     results, blocks = [], []
@@ -223,18 +255,28 @@ def main(config):
         names, images, bad = load_images(files[i:i + config.batch], model.vit.image_size)
         with autocast:
             feats = model.see(torch.stack(images).to(device)) if images else None
-            found = model.generate(feats, config.prompt, config.beam, config.max_new_tokens, config.length_penalty,
-                                   temperature=config.temperature, top_k=config.top_k, top_p=config.top_p,
-                                   with_ids=True) if images else []
+            if images and chooses:
+                found = model.answer(feats, [config.question] * len(images), config.top)
+            else:
+                found = model.generate(feats, prompt, config.beam, config.max_new_tokens, config.length_penalty,
+                                       temperature=config.temperature, top_k=config.top_k, top_p=config.top_p,
+                                       with_ids=True) if images else []
         say(f"\r{'':78}\r" * terminal, end="")  # wipes the progress away
         for e in bad:
             say(e)
-        for b, (name, (text, ids)) in enumerate(zip(names, found)):
-            print(f"{name}: {' '.join(text.split())}", flush=True)
-            results.append({"image": name, "caption": text})
+        for b, (name, one) in enumerate(zip(names, found)):
+            if config.question:
+                answers = one if chooses else [(one[0], None)]
+                print(f"{name}: " + ", ".join(a if p is None else f"{a} ({100 * p:.1f} %)" for a, p in answers), flush=True)
+                results.append({"image": name, "question": config.question, "answers": answers})
+            else:
+                print(f"{name}: {' '.join(one[0].split())}", flush=True)
+                results.append({"image": name, "caption": one[0]})
             if config.attn and len(blocks) < SHEET:
+                x, f = images[b], feats[b:b + 1]
                 with autocast:
-                    blocks.append(block(model, images[b], feats[b:b + 1], name, text, ids, config))
+                    blocks.append(block_of_answer(model, x, f, name, config.question, one) if chooses else
+                                  block(model, x, f, name, *one, replace(config, prompt=prompt)))
         show(min(i + config.batch, len(files)))
     if not results:
         raise UserError("none of the images could be read, so there is no caption")

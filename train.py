@@ -2,6 +2,7 @@
 
     python train.py                                      the shapes world, minutes on a laptop's CPU
     python train.py --dataset coco                       COCO captions (python data/coco/prepare.py first)
+    python train.py --dataset shapes/vqa --method dvp --search    questions; first finds the layer for the prompt
     python train.py --dataset path/to/folder             your own: train.jsonl, val.jsonl (see README)
     python train.py --dataset coco --init_from out/vg    a second stage: begin with what another run trained
     python train.py --resume                             go on with the newest run, exactly
@@ -19,6 +20,7 @@ import os
 import signal
 import sys
 import time
+from copy import copy, deepcopy
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -32,17 +34,18 @@ import draw
 import evaluate
 from cli import UserError, opt, parse, run
 from clip_vit import CLIPViT, open_image, preprocess
-from data.common import find_dataset, load_split, progress
+from data.common import find_dataset, load_split, progress, read_json, replacing
 from data.shapes import prepare
 from gpt2 import GPT2
-from model import SeeGPT, checkpoint_file, find_method, fingerprint, here, origin_of
+from model import SeeGPT, answers_to, checkpoint_file, condition, find_method, fingerprint, here, origin_of, task_of
+from prompts import Bandit, reward, soft_accuracy
 from weights import read
 
 
 @dataclass
 class Config:
     dataset: str = opt("shapes", "shapes, coco, ..., or a folder with train.jsonl")
-    method: str = opt("ituning", "ituning, vanilla, vcgpt, prefix, or your own file's name: mymethod for mymethod.py")
+    method: str = opt("ituning", "ituning, vanilla, vcgpt, prefix, dvp, or your own file's name: mymethod for mymethod.py")
     gpt2: str = opt("gpt2", "frozen language model: public name, file or folder")
     clip: str = opt("ViT-B/16", "frozen image transformer: public name, file or folder")
     train_lm: bool = opt(False, "train GPT-2 too")
@@ -52,6 +55,8 @@ class Config:
                           "clipcap-tuned: sizes and recipe of ClipCap's code. The others' recipes are not known")
     init_from: str = opt("", "begin with what that run trained (a run's folder or checkpoint file), as in two-stage training: "
                              "its method and backbones become the defaults")
+    search: bool = opt(False, "dvp: first find the layer of the prompt (KAB-APP), then train anew with it")
+    search_epochs: float = opt(2.0, "passes over the images in the search (DVP 2)")
     out: str = opt("", "the run's folder; empty: a new one, out/DATASET-METHOD")
     resume: bool = opt(False, "go on with the run in --out, or the newest one, with its settings")
     steps: int = opt(0, "optimiser steps; 0: as many as --epochs makes")
@@ -79,10 +84,14 @@ class Config:
 
 
 # Settings of a dataset, of a method on it, and named ones for --preset; what is not named keeps its default.
+SHAPES = dict(gpt2="data/shapes/tiny-gpt2", clip="data/shapes/tiny-clip", epochs=7.0, batch=24, rows=3, warmup=50,
+              beta2=0.99, eval_every=500, eval_images=200, cache=True, workers=0)
 PRESETS = {
-    "shapes": dict(gpt2="data/shapes/tiny-gpt2", clip="data/shapes/tiny-clip", width_ratio=1.0, heads=16,
-                   epochs=7.0, batch=24, rows=3, lr=4e-3, warmup=50, beta2=0.99, eval_every=500,
-                   eval_images=200, score=1000, cache=True, workers=0),
+    "shapes": dict(SHAPES, lr=4e-3, width_ratio=1.0, heads=16, score=1000),
+    "shapes vanilla": dict(lr=2e-3),
+    "shapes vcgpt": dict(lr=1e-3, n_fusion=2, heads=4),
+    "shapes/vqa": dict(SHAPES, method="dvp", readout="head", lr=2e-3),
+    "shapes/entail": dict(SHAPES, method="dvp", readout="head", lr=2e-3),
     "ituning-base": dict(method="ituning", gpt2="gpt2", width_ratio=0.5),
     "ituning-medium": dict(method="ituning", gpt2="gpt2-medium", width_ratio=0.5),
     "ituning-large": dict(method="ituning", gpt2="gpt2-large", width_ratio=0.5),
@@ -96,7 +105,7 @@ PRESETS = {
     "clipcap-tuned": dict(method="prefix", clip="ViT-B/32", mapper="mlp", prefix_length=10, train_lm=True,
                           batch=8, rows=5, lr=2e-5, backbone_lr=2e-5, warmup=5000),
 }
-DATASETS = ("shapes",)  # the presets that --dataset chooses, not --preset
+DATASETS = ("shapes", "shapes/vqa", "shapes/entail")  # the presets that --dataset chooses, not --preset
 
 
 # ---------------------------------------------------------------------------- where it runs
@@ -156,39 +165,55 @@ class World:
 class Batches(Dataset):
     """Batch number `step` as a function of the step alone: so a resumed run sees the same batches.
 
-    Every epoch has its own order of the images and, per image, of its captions; of an image with
-    more than `rows` captions the surplus comes up in other epochs. The split is a list of items.
+    Every epoch has its own order of the images and, per image, of its texts; of an image with
+    more than `rows` texts the surplus comes up in other epochs. What is learnt from an image: entries_of.
     """
 
-    def __init__(self, items, enc, config, image_size, feats=None, world=None):
-        self.items, self.enc, self.config, self.size, self.feats = items, enc, config, image_size, feats
+    def __init__(self, entries, enc, config, image_size, feats=None, world=None, answers=(), soft=False):
+        self.entries, self.enc, self.config, self.size, self.feats = entries, enc, config, image_size, feats
         self.rank, self.world = (world.rank, world.size) if world else (0, 1)
+        self.answers, self.soft = {a: i for i, a in enumerate(answers)}, soft
+        self.of, self.batch = np.arange(len(entries)), config.batch  # the entries in use, and how many a step
+
+    def part(self, of, batch=None):
+        """The same with some of the entries (their numbers), batch of them a step."""
+        other = copy(self)
+        other.of, other.batch = of, batch or self.batch
+        return other
 
     def __getitem__(self, step):
-        """The micro-batches of this process: list of (images or feats, idx, targets).
+        """The micro-batches of this process: list of (images, feats or None; idx; targets; cond).
 
         A broken image is returned as its message: an exception would lose its type in a worker.
         """
-        c, n = self.config, len(self.items)
+        c, n = self.config, len(self.of)
         chosen = []
-        for place in range(step * c.batch, (step + 1) * c.batch):
+        for place in range(step * self.batch, (step + 1) * self.batch):
             epoch = place // n
-            i = order(c.seed, epoch, n)[place % n]
+            i = int(self.of[order(c.seed, epoch, n)[place % n]])
             chosen.append((i, np.random.default_rng((c.seed, 1, epoch, i))))
         chosen = chosen[self.rank::self.world]
         try:
-            return [self.micro(chosen[m::c.accumulate]) for m in range(c.accumulate)]
+            return [micro for m in range(c.accumulate) for micro in self.micro(chosen[m::c.accumulate])]
         except UserError as e:
             return str(e)
 
     def micro(self, chosen):
-        texts = [rng.permutation(self.items[i]["captions"])[:self.config.rows] for i, rng in chosen]
-        return (self.images([i for i, _ in chosen]), *rows_of(texts, self.config.rows, self.enc, self.config.max_tokens))
+        """One batch of the chosen (number, rng); two where some have an image and some have none."""
+        batches = []
+        for blind in (False, True):
+            part = [(self.entries[i], i, rng) for i, rng in chosen if (self.entries[i]["image"] is None) == blind]
+            if part:
+                texts = [[x["texts"][j] for j in rng.permutation(len(x["texts"]))[:self.config.rows]] for x, _, rng in part]
+                rows = (choices_of(texts, self.config.rows, self.enc, self.answers, self.soft) if self.answers else
+                        rows_of(texts, self.config.rows, self.enc, self.config.max_tokens))
+                batches.append((None if blind else self.images([i for _, i, _ in part]), *rows))
+        return batches
 
     def images(self, indices):
         if self.feats is not None:
             return torch.from_numpy(self.feats[indices].astype(np.float32))
-        return torch.stack([preprocess(open_image(self.items[i]["image"]), self.size) for i in indices])
+        return torch.stack([preprocess(open_image(self.entries[i]["image"]), self.size) for i in indices])
 
 
 @lru_cache(2)  # a batch may reach from one epoch into the next
@@ -197,33 +222,89 @@ def order(seed, epoch, n):
     return np.random.default_rng((seed, 0, epoch)).permutation(n)
 
 
-def rows_of(texts, k, enc, max_tokens):
-    """Captions per image (list of lists of at most k) -> idx, targets (B * k, T).
+def entries_of(items):
+    """Items -> what is learnt from each image: [{"image", "texts": [(condition, {answer: count})]}].
 
-    A row is EOT caption EOT: the model reads all but the last and is asked for all but the first.
-    "a cat" -> idx [EOT, a, cat], targets [a, cat, EOT]. Inputs are padded with EOT, targets with -1.
-    pitfall: EOT as a target must count, or the model never learns to stop; padding must not.
-    An image with fewer captions than k gets filler rows without any target.
+    Items on the same image become one entry, so that their texts share it. Those without an image
+    come last, one by one: entry i has its features in row i.
+    """
+    entries = {}
+    for item in items:
+        texts = [("", {caption: 1}) for caption in item.get("captions", ())] or [(condition(item), answers_to(item))]
+        key = item["image"] if item["image"] is not None else ("none", len(entries))
+        entries.setdefault(key, {"image": item["image"], "texts": []})["texts"] += texts
+    return sorted(entries.values(), key=lambda x: x["image"] is None)
+
+
+def answers_of(folder, entries):
+    """The answers to choose from: the dataset's answers.json, or all that occur in train."""
+    if (folder / "answers.json").exists():
+        return read_json(folder / "answers.json", 'expected ["yes", "no", ...]')
+    return sorted({answer for entry in entries for _, answers in entry["texts"] for answer in answers})
+
+
+def rows_of(texts, k, enc, max_tokens):
+    """Texts per image (lists of at most k (condition, {answer: count})) -> idx, targets (B * k, T), cond (B * k,).
+
+    A row is EOT text EOT: the model reads all but the last and is asked for all but the first.
+    "a cat" -> idx [EOT, a, cat], targets [a, cat, EOT]. Of a question only the answer is asked for:
+    "question: ... answer:", " red" -> targets [-1, ..., -1, red, EOT]; cond counts the tokens up to there.
+    Inputs are padded with EOT, targets with -1. pitfall: EOT as a target must count, or the model
+    never learns to stop; padding must not. An image with fewer texts than k gets filler rows without any target.
     """
     eot, rows = enc.eot_token, []
-    for captions in texts:
-        ids = [enc.encode_ordinary(str(text))[:max_tokens] for text in captions]
-        rows += ids + [None] * (k - len(ids))
-    T = 1 + max(len(r) for r in rows if r is not None)
+    for of_image in texts:
+        for asked, answers in of_image:
+            answer = max(answers, key=answers.get)
+            head = enc.encode_ordinary(asked)
+            # pitfall: " red" and "red" are different tokens, and behind a text only the first is natural.
+            rows.append((head, enc.encode_ordinary(" " + answer if asked else str(answer))[:max_tokens]))
+        rows += [None] * (k - len(of_image))
+    T = 1 + max(len(r[0]) + len(r[1]) for r in rows if r is not None)
     idx, targets = torch.full((len(rows), T), eot), torch.full((len(rows), T), -1)
-    for r, ids in enumerate(rows):
-        if ids is not None:
-            idx[r, 1:len(ids) + 1] = torch.tensor(ids)
-            targets[r, :len(ids) + 1] = torch.tensor(ids + [eot])
-    return idx, targets
+    cond = torch.ones(len(rows), dtype=torch.int64)
+    for r, row in enumerate(rows):
+        if row is not None:
+            head, answer = row
+            n, end = len(head), len(head) + len(answer)
+            idx[r, 1:end + 1] = torch.tensor(head + answer, dtype=torch.int64)
+            targets[r, n:end + 1] = torch.tensor([*answer, eot])
+            cond[r] = n + 1
+    return idx, targets, cond
+
+
+def choices_of(texts, k, enc, classes, soft):
+    """As rows_of for a method that chooses: idx (B * k, T) of conditions alone, targets (B * k, A), cond (B * k,).
+
+    Targets: soft, as DVP on VQA2.0: 0, .3, .6, .9 or 1 for answers given 0, 1, 2, 3 or more times; else
+    1 for the most frequent answer. Filler rows are -1.
+    """
+    rows = [pair for of_image in texts for pair in of_image + [None] * (k - len(of_image))]
+    ids = [[enc.eot_token, *(enc.encode_ordinary(row[0]) if row else ())] for row in rows]
+    T = max(map(len, ids))
+    idx = torch.tensor([i + [enc.eot_token] * (T - len(i)) for i in ids])
+    targets = torch.zeros(len(rows), len(classes))
+    for row, target in zip(rows, targets):
+        if row is None:
+            target[:] = -1
+        for answer, count in row[1].items() if row else ():
+            if answer in classes and (soft or count == max(row[1].values())):
+                target[classes[answer]] = min(1.0, 0.3 * count) if soft else 1.0
+    return idx, targets, torch.tensor([len(i) for i in ids])
+
+
+def scored(targets):
+    """How many targets count: tokens, or rows of a method that chooses."""
+    return (targets[:, 0] >= 0).sum() if targets.is_floating_point() else (targets != -1).sum()
 
 
 def cached_features(vit, items, folder, split, device, batch=64):
-    """Feats (n, N, D) of a split, computed once into a memory-mapped fp16 file beside the dataset.
+    """Feats (n, N, D) of a split's images, computed once into a memory-mapped fp16 file beside the dataset.
 
     The file's name carries a hash of the encoder's weights, the preprocessing and the list of
     images: with another encoder or other images it is simply not found. fp16 rounds by 5e-4 at most.
     """
+    items = [item for item in items if item["image"] is not None]
     sha = hashlib.sha256(f"{fingerprint(vit)} crop {vit.image_size}".encode())
     for item in items:
         info = os.stat(item["image"]) if Path(item["image"]).exists() else None
@@ -270,25 +351,35 @@ def groups_of(model, config):
 
 
 def validate(model, batches, config, device, autocast):
-    """Mean loss per target token on the validation images, and the blind loss: with images exchanged.
+    """Mean loss per target on the validation images, and the blind loss: with images exchanged.
 
     The blind loss is the same texts with the images of other items. If it equals the first, the
-    model does not look at the image at all, however good its captions sound.
+    model does not look at the image at all, however good its captions sound. accuracy: of a method that
+    chooses among answers.
     """
     model.eval()
-    sums = {"val_loss": 0.0, "blind_loss": 0.0}
-    count, n = 0, len(batches.items)
+    sums = {"val_loss": 0.0, "blind_loss": 0.0} | ({"accuracy": 0.0} if model.method.answers else {})
+    total, n = 0, len(batches.entries)
     for part in np.array_split(np.arange(n), -(-n // max(2, config.batch))):
-        chosen = [(int(j), np.random.default_rng((0, int(j)))) for j in part]
-        images, idx, targets = (x.to(device) for x in batches.micro(chosen))
-        tokens = int((targets != -1).sum())
-        count += tokens
-        with torch.no_grad(), autocast:
-            feats = model.see(images)
-            sums["val_loss"] += model(feats, idx, targets)[1].item() * tokens
-            sums["blind_loss"] += model(feats.roll(1, 0), idx, targets)[1].item() * tokens
+        for batch in batches.micro([(int(j), np.random.default_rng((0, int(j)))) for j in part]):
+            images, idx, targets, cond = moved(batch, device)
+            count = int(scored(targets))
+            total += count
+            with torch.no_grad(), autocast:
+                feats = model.see(images)
+                logits, loss = model(feats, idx, targets, cond)
+                blind = loss if feats is None else model(feats.roll(1, 0), idx, targets, cond)[1]
+            sums["val_loss"] += loss.item() * count
+            sums["blind_loss"] += blind.item() * count
+            if model.method.answers:
+                sums["accuracy"] += soft_accuracy(logits, targets) * count
     model.train()
-    return {k: v / count for k, v in sums.items()}
+    return {k: v / total for k, v in sums.items()}
+
+
+def moved(batch, device):
+    """The tensors of a micro-batch on a device; images may be None."""
+    return [x if x is None else x.to(device, non_blocking=True) for x in batch]
 
 
 def start_table(model):
@@ -346,13 +437,19 @@ def begin_with(model, path):
     model.restore(read(path), path)
 
 
-def check(config):
+def check(config, method_config):
     """UserError for a number that makes no sense."""
     for least, names in ((1, "batch rows accumulate max_tokens eval_every eval_images log_every"),
                          (0, "steps epochs warmup weight_decay beta2 lr backbone_lr score workers seed")):
         for name in names.split():
             if getattr(config, name) < least:
                 raise UserError(f"--{name} {getattr(config, name)}: must be {least} or more")
+    if config.search and getattr(method_config, "visual", "") != "one":
+        raise UserError("--search looks for the layer of dvp's one prompt token: --method dvp, --visual one")
+    if config.search and (config.search_epochs <= 0 or "WORLD_SIZE" in os.environ):
+        raise UserError("--search needs --search_epochs above 0, and runs in one process, without torchrun")
+    if getattr(method_config, "insert_layer", 0) < 0 and not config.search:
+        raise UserError("--insert_layer -1 is for --search, which trains a cross-attention for every layer")
     if config.beta2 >= 1 or config.grad_clip <= 0:
         raise UserError("--beta2 must be below 1 and --grad_clip above 0")
 
@@ -374,24 +471,27 @@ class Stop:
             signal.signal(s, handler)
 
 
-def save_resume(path, step, model, optimizer, scaler, best, config, method_config):
+def save_resume(path, step, model, optimizer, config, method_config, **more):
     """Everything that the next step depends on, in one file that is either old or new, never half."""
-    state = {"step": step, "best": best, "config": asdict(config), "method_config": asdict(method_config),
+    state = {"step": step, "config": asdict(config), "method_config": asdict(method_config),
              "trained": {n: p.detach() for n, p in model.trained().items()}, "rng": torch.get_rng_state(),
-             "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+             "optimizer": optimizer.state_dict(), **more}
     part = path.with_suffix(".part")
     torch.save(state, part)
     os.replace(part, path)
 
 
 def load_resume(folder):
-    """The state that save_resume wrote."""
+    """The state that save_resume wrote in training, or before that in the search for a layer."""
+    path = Path(folder) / "resume.pt"
+    if not path.exists() and (Path(folder) / "search.pt").exists():
+        path = Path(folder) / "search.pt"
     try:
-        return torch.load(Path(folder) / "resume.pt", map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"--resume: {folder} has no resume.pt; it appears with the first validation") from None
     except Exception as e:  # a damaged pickle can raise almost anything
-        raise UserError(f"{folder}/resume.pt is damaged ({type(e).__name__}); "
+        raise UserError(f"{path} is damaged ({type(e).__name__}); "
                         f"start anew, or use {folder}/last.safetensors with sample.py") from None
 
 
@@ -408,11 +508,99 @@ def open_log(path, step):
     return open(path, "a", buffering=1, encoding="utf-8")
 
 
+# ---------------------------------------------------------------------------- the search for a layer
+
+def find_layer(model, data, mini, steps, config, method_config, out, device, autocast, resume=None):
+    """KAB-APP: the layer of GPT-2 where DVP's prompt helps most, by trial while a supernet learns.
+
+    model: with a cross-attention for every layer. Each step trains one of them, drawn uniformly, and all
+    else; then the bandit draws some by its policy, and each earns what it scores on a batch of mini, which
+    are training images kept apart. Writes search.json and search.png into out; search.pt is for --resume.
+    paper: a constant learning rate, no weight is inherited. differs: theirs is a fifth of the final one, ours
+    is --lr; without dropout equal layers score alike, so each of the drawn ones runs once.
+    """
+    bandit, method = Bandit(len(model.gpt2.h)), model.method
+    dice, history, first = torch.Generator().manual_seed(config.seed), {}, 0
+    optimizer = torch.optim.AdamW(groups_of(model, config), betas=(0.9, config.beta2))
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"]
+    if resume:
+        first, bandit.alpha, history = resume["step"], resume["alpha"], resume["history"]
+        model.restore(resume["trained"], out / "search.pt")
+        optimizer.load_state_dict(resume["optimizer"])
+        dice.set_state(resume["dice"])
+    print(f"search for the layer: {steps:,} steps, rewarded on {len(mini.of):,} of the training images")
+
+    def save():
+        save_resume(out / "search.pt", step, model, optimizer, config, method_config, alpha=bandit.alpha,
+                    history=history, dice=dice.get_state())
+
+    out.mkdir(parents=True, exist_ok=True)
+    stop, t0 = Stop(), time.time()
+    loader = DataLoader(data, batch_size=None, sampler=range(first, steps), num_workers=workers(config),
+                        worker_init_fn=ignore_ctrl_c)
+    for step, batch in zip(range(first, steps), loader):
+        if isinstance(batch, str):
+            raise UserError(batch)
+        method.K = int(torch.randint(len(bandit.alpha), (), generator=dice))
+        total = sum(int(scored(targets)) for _, _, targets, _ in batch)
+        for micro in batch:
+            images, idx, targets, cond = moved(micro, device)
+            with autocast:
+                loss = model(images, idx, targets, cond)[1]
+            (loss * scored(targets) / total).backward()
+        torch.nn.utils.clip_grad_norm_(list(model.trained().values()), config.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)  # None, so that AdamW leaves the layers not drawn as they are
+
+        layers, earned = bandit.draw(dice), {}
+        model.eval()
+        for method.K in layers.unique().tolist():
+            sums = []
+            for micro in mini[step]:
+                images, idx, targets, cond = moved(micro, device)
+                with torch.no_grad(), autocast:
+                    sums.append((reward(method, *model(images, idx, targets, cond), targets), int(scored(targets))))
+            earned[method.K] = sum(r * n for r, n in sums) / sum(n for _, n in sums)
+        model.train()
+        bandit.update(layers, torch.tensor([earned[l] for l in layers.tolist()], dtype=torch.float64))
+
+        step += 1
+        if step % max(1, steps // 200) == 0 or step == steps:
+            history[step] = bandit.policy().tolist()
+        if step % config.log_every == 0 or step == steps:
+            left = (time.time() - t0) / (step - first) * (steps - step)
+            print(f"search {step}/{steps}  loss {loss.item():.4f}  policy "
+                  + " ".join(f"{p:.3f}" for p in bandit.policy()) + f"  {clock(left)} left")
+        stopping = stop.asked  # asked once: a Ctrl-C between saving and stopping must not lose a step
+        if step % config.eval_every == 0 or step == steps or stopping:
+            save()
+        if stopping:
+            stop.over()
+            print(f"stopped and saved after step {step} of the search; go on with: python train.py --resume --out {out}")
+            raise KeyboardInterrupt
+    stop.over()
+    best = bandit.best()
+    with replacing(out / "search.json") as f:
+        f.write(json.dumps({"layer": best[0], "ties": best, "policy": bandit.policy().tolist(), "steps": steps,
+                            "history": history}, indent=1).encode() + b"\n")
+    shades = draw.colours(np.linspace(0, 0.85, len(bandit.alpha))) / 255
+    draw.plot([(f"layer {l}", {s: p[l] for s, p in history.items()}, dict(color=shade, lw=1.8))
+               for l, shade in enumerate(shades)], out / "search.png", "step of the search", "policy", out / "search.json")
+    print(f"search: layer {best[0]}" + (f"; it ties with {best[1:]}" if len(best) > 1 else "") + f" ({out / 'search.png'})")
+    return best[0]
+
+
+def workers(config):
+    """How many processes prepare batches; cached features need none."""
+    return 0 if config.cache else min(config.workers, os.cpu_count() or 1)
+
+
 # ---------------------------------------------------------------------------- the whole story
 
 def main(config, method_config, resume=None):
     # ---- setup
-    check(config)
+    check(config, method_config)
     began = time.time()
     world = World()
     device = pick_device(config.device)
@@ -439,10 +627,15 @@ def main(config, method_config, resume=None):
     world.sum([0], device)  # the other processes wait
     folder = find_dataset(config.dataset)
     items = {split: load_split(folder, split) for split in ("train", "val")}
-    for split in items:
-        if "captions" not in items[split][0]:
-            raise UserError(f"{folder}/{split}.jsonl has no captions; {config.method} is trained on captions")
-    items["val"] = items["val"][:config.eval_images]
+    if "expression" in items["train"][0]:
+        raise UserError(f"{folder}/train.jsonl holds referring expressions; what is trained here needs captions, questions or hypotheses")
+    entries = {split: entries_of(items[split]) for split in items}
+    entries["val"] = entries["val"][:config.eval_images]
+    cls, _ = find_method(config.method)
+    if cls.needs_image and entries["train"][-1]["image"] is None:
+        raise UserError(f"{folder}/train.jsonl has items without an image, which {config.method} cannot read; dvp can")
+    if getattr(method_config, "answers", None) == [] and getattr(method_config, "readout", "") == "head":
+        method_config.answers = answers_of(folder, entries["train"])
 
     # ---- model
     if not world.main:  # the main process goes first: what has to be downloaded is downloaded once
@@ -451,37 +644,55 @@ def main(config, method_config, resume=None):
     gpt2.tokenizer  # asked for now: a missing tokenizer should not end a run later
     if world.main:
         world.sum([0], device)
-    torch.manual_seed(config.seed)
-    cls, _ = find_method(config.method)
-    model = SeeGPT(vit, gpt2, cls(method_config, gpt2, vit), config.train_lm, config.train_vision).to(device).train()
-    model.origin = {"method": config.method, "config": asdict(method_config), "dataset": config.dataset,
-                    "train_lm": config.train_lm, "train_vision": config.train_vision,
-                    "gpt2": {"name": config.gpt2, "sha256": fingerprint(gpt2)},
-                    "clip": {"name": config.clip, "sha256": fingerprint(vit)}, "train": asdict(config)}
-    if config.init_from and not resume:
-        begin_with(model, config.init_from)
-    if world.main:
-        start_table(model)
+    prints = {"gpt2": fingerprint(gpt2), "clip": fingerprint(vit)}
     feats = {}
     if config.cache and config.train_vision:
         raise UserError("--cache keeps features of a frozen ViT, but --train_vision changes it: leave it away, "
                         "or say --no-cache")
-    for split in items if config.cache else ():
+    for split in entries if config.cache else ():
         if world.main:  # the others wait for the file
-            cached_features(vit, items[split], folder, split, device)
+            cached_features(vit, entries[split], folder, split, device)
         world.sum([0], device)
-        feats[split] = cached_features(vit, items[split], folder, split, device)
-    data = {split: Batches(items[split], gpt2.tokenizer, config, vit.image_size, feats.get(split),
-                           world if split == "train" else None) for split in items}
+        feats[split] = cached_features(vit, entries[split], folder, split, device)
 
-    if dtype != torch.float32:
-        model.hold(dtype)
+    def fresh():
+        """The model before its first step."""
+        torch.manual_seed(config.seed)
+        method = cls(method_config, gpt2, vit)
+        model = SeeGPT(vit, gpt2, method, config.train_lm, config.train_vision).to(device).train()
+        model.origin = {"method": config.method, "config": asdict(method_config), "dataset": config.dataset,
+                        "task": task_of(items["train"][0]), "train_lm": config.train_lm, "train_vision": config.train_vision,
+                        **{name: {"name": getattr(config, name), "sha256": prints[name]} for name in prints},
+                        "train": asdict(config)}
+        if config.init_from and not resume:
+            begin_with(model, config.init_from)
+        return model.hold(dtype) if dtype != torch.float32 else model
+
+    data = {split: Batches(entries[split], gpt2.tokenizer, config, vit.image_size, feats.get(split),
+                           world if split == "train" else None, getattr(method_config, "answers", ()),
+                           getattr(method_config, "soft", False)) for split in entries}
+    if config.search and not (resume and "best" in resume):
+        method_config.insert_layer = -1
+        if config.train_lm:  # the search changes what it trains; the retraining begins with what was loaded
+            lm = deepcopy(gpt2.state_dict())
+        n = len(entries["train"])
+        kept = min(1000, max(config.batch // 2, n // 20))  # of training, apart from what the supernet learns
+        mixed = np.random.default_rng((config.seed, 2)).permutation(n)
+        method_config.insert_layer = find_layer(
+            fresh(), data["train"].part(mixed[kept:]), data["train"].part(mixed[:kept], max(1, config.batch // 2)),
+            round(config.search_epochs * n / config.batch), config, method_config, out, device, autocast, resume)
+        resume = None
+        if config.train_lm:
+            gpt2.load_state_dict(lm)
+    model = fresh()
+    if world.main:
+        start_table(model)
 
     # ---- optimizer
     params = list(model.trained().values())
     optimizer = torch.optim.AdamW(groups_of(model, config), betas=(0.9, config.beta2), fused=device.type == "cuda")
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    steps = config.steps or round(config.epochs * len(items["train"]) / config.batch)
+    steps = config.steps or round(config.epochs * len(entries["train"]) / config.batch)
     if steps < 1:
         raise UserError(f"--epochs {config.epochs} is less than one step of {config.batch} images; ask for more")
     first, best = 0, float("inf")
@@ -499,11 +710,11 @@ def main(config, method_config, resume=None):
     if world.main:
         out.mkdir(parents=True, exist_ok=True)
         log = open_log(out / "log.jsonl", first)
-    say(f"{len(items['train']):,} images, {steps:,} steps of {config.batch} images with {config.rows} captions; "
+    say(f"{len(entries['train']):,} images, {steps:,} steps of {config.batch} images with {config.rows} texts; "
         f"saved every {config.eval_every:,} steps and at the end")
 
     # ---- loop
-    loader = DataLoader(data["train"], batch_size=None, sampler=range(first, steps), num_workers=0 if config.cache else min(config.workers, os.cpu_count() or 1),
+    loader = DataLoader(data["train"], batch_size=None, sampler=range(first, steps), num_workers=workers(config),
                         pin_memory=device.type == "cuda", worker_init_fn=ignore_ctrl_c)
     stop = Stop()
     t0, since = time.time(), dict(loss=0.0, tokens=0, images=0, captions=0, t=time.time())
@@ -515,13 +726,13 @@ def main(config, method_config, resume=None):
         now = schedule(step, config, steps)
         for group in optimizer.param_groups:
             group["lr"] = now * group["peak"]
-        tokens = sum(int((targets != -1).sum()) for _, _, targets in batch)
+        tokens = sum(int(scored(targets)) for _, _, targets, _ in batch)
         total, stopping = world.sum([tokens, float(stop.asked)], device)
-        for images, idx, targets in batch:
-            images, idx, targets = (x.to(device, non_blocking=True) for x in (images, idx, targets))
+        for micro in batch:
+            images, idx, targets, cond = moved(micro, device)
             with autocast:
-                loss = net(images, idx, targets)[1]
-            n = (targets != -1).sum()
+                loss = net(images, idx, targets, cond)[1]
+            n = scored(targets)
             scaler.scale(loss * n / total).backward()
             since["loss"] += loss.detach() * n
         world.sum_gradients(params)
@@ -534,8 +745,8 @@ def main(config, method_config, resume=None):
         # one log line
         step += 1
         since["tokens"] += tokens
-        since["images"] += sum(len(images) for images, _, _ in batch)
-        since["captions"] += sum(int((targets[:, 0] != -1).sum()) for _, _, targets in batch)
+        since["images"] += sum(0 if images is None else len(images) for images, *_ in batch)
+        since["captions"] += sum(int((targets != -1).any(1).sum()) for _, _, targets, _ in batch)
         if step % config.log_every == 0 or step == steps:
             keys = ("loss", "tokens", "images", "captions")
             loss, tokens, images, captions = world.sum([float(since[k]) for k in keys], device)
@@ -555,15 +766,16 @@ def main(config, method_config, resume=None):
             if not stopping:
                 line = {"step": step, **validate(model, data["val"], config, device, autocast)}
                 log.write(json.dumps(line) + "\n")
-                say(f"step {step}/{steps}  val loss {line['val_loss']:.4f}  with other images {line['blind_loss']:.4f}"
-                    + ("" if line["blind_loss"] > 1.01 * line["val_loss"] or len(items["val"]) == 1 else
+                right = f"  accuracy {100 * line['accuracy']:.1f} %" if "accuracy" in line else ""
+                say(f"step {step}/{steps}  val loss {line['val_loss']:.4f}  with other images {line['blind_loss']:.4f}{right}"
+                    + ("" if line["blind_loss"] > 1.01 * line["val_loss"] or len(entries["val"]) == 1 else
                        "  WARNING: no better than with other images: the model does not look"))
                 show_captions(model, data["val"], device, autocast)
                 if line["val_loss"] < best:
                     best = line["val_loss"]
                     model.save(out / "best.safetensors", step=step, val_loss=best)
             model.save(out / "last.safetensors", step=step)
-            save_resume(out / "resume.pt", step, model, optimizer, scaler, best, config, method_config)
+            save_resume(out / "resume.pt", step, model, optimizer, config, method_config, best=best, scaler=scaler.state_dict())
             t0, since["t"] = t0 + time.time() - t, since["t"] + time.time() - t  # not part of a step's time
         if stopping:
             stop.over()
@@ -589,14 +801,21 @@ def main(config, method_config, resume=None):
 
 
 def show_captions(model, batches, device, autocast, n=3):
-    """Greedy captions of the first validation images, each beside one that a person wrote."""
-    feats = batches.images(list(range(min(n, len(batches.items))))).to(device)
+    """Greedy texts of the first validation images, each beside what a person wrote."""
+    shown = [entry for entry in batches.entries if entry["image"] is not None][:n]
+    asked = [entry["texts"][0] for entry in shown]
+    if not shown:
+        return
+    feats = batches.images(list(range(len(shown)))).to(device)
     model.eval()
     with autocast:
-        texts = model.generate(feats, beam=1)
+        if model.method.answers:
+            texts = [best[0][0] for best in model.choose(feats, [text for text, _ in asked])]
+        else:
+            texts = model.generate(feats, [text for text, _ in asked], beam=1)
     model.train()
-    for item, text in zip(batches.items, texts):
-        print(f"    {text!r:60} for {item['captions'][0]!r}")
+    for (question, answers), text in zip(asked, texts):
+        print(f"    {text!r:60} for {max(answers, key=answers.get)!r}" + (f", {question!r}" if question else ""))
 
 
 def clock(seconds):
@@ -614,14 +833,15 @@ def ignore_ctrl_c(worker):
 def command_line(argv=None):
     """(config, method_config, resume state or None) from flags, preset and the run to be resumed."""
     first, = parse(Config, argv=argv, peek=True)
-    out, resume = folder_for(first), None
     named = [p for p in PRESETS if p.split()[0] not in DATASETS]
     if first.preset not in ("", *named):
         raise UserError(f"--preset {first.preset}: there are {', '.join(named)}")
-    defaults = (PRESETS[first.preset] if first.preset else
-                PRESETS.get(first.dataset, {}) | PRESETS.get(f"{first.dataset} {first.method}", {}))
+    resume, defaults = None, PRESETS[first.preset] if first.preset else PRESETS.get(first.dataset, {})
     first, = parse(Config, argv=argv, defaults=defaults, peek=True)
+    if not first.preset:
+        defaults = defaults | PRESETS.get(f"{first.dataset} {first.method}", {})
     if first.resume:
+        out = folder_for(first)
         resume = load_resume(out)
         defaults = {**resume["config"], **resume["method_config"], "resume": True}
         first.method = resume["config"]["method"]
@@ -633,7 +853,7 @@ def command_line(argv=None):
         first, = parse(Config, argv=argv, defaults=defaults, peek=True)
     _, method_config = find_method(first.method)
     config, method_config = parse(Config, method_config, argv=argv, defaults=defaults)
-    config.out = str(out)
+    config.out = str(out if resume else folder_for(config))
     return config, method_config, resume
 
 

@@ -475,10 +475,13 @@ def test_a_missing_image_is_found_before_any_caption_and_a_broken_one_is_named(t
         command("--ckpt", trained, "--dataset", tmp_path)
 
 
-def test_items_without_captions_or_with_one_id_cannot_be_scored(tmp_path):
-    put(tmp_path / "test.jsonl", '{"id": 1, "image": "a.png", "question": "red?", "answers": {"yes": 1}}')
-    with pytest.raises(UserError, match="item 1 has no captions"):
-        evaluate.load_items(tmp_path, "test")
+def test_items_without_captions_of_mixed_tasks_or_with_one_id_cannot_be_scored(tmp_path):
+    good = '{"id": 0, "image": "a.png", "captions": ["a"]}\n'
+    for line, says in (('"captions": []', "item 1 has no captions"), ('"question": "red?", "answers": {"yes": 1}', "different tasks"),
+                       ('"expression": "the cat"', "referring expressions")):
+        put(tmp_path / "test.jsonl", good + '{"id": 1, "image": "a.png", %s}' % line)
+        with pytest.raises(UserError, match=says):
+            evaluate.load_items(tmp_path, "test")
     line = '{"id": %s, "image": "a.png", "captions": ["a"]}\n'
     put(tmp_path / "test.jsonl", line % "1" + line % '"1"')
     with pytest.raises(UserError, match="the same id"):

@@ -19,6 +19,9 @@ VARIANTS = {  # settings other than the defaults
     "vcgpt-alone": dict(n_fusion=2, self_ensemble=False),
     "prefix-mlp": dict(mapper="mlp"),
     "prefix-all": dict(tokens="all"),
+    "dvp": dict(insert_layer=1),
+    "dvp-full": dict(insert_layer=2, adapter=0),
+    "dvp-all": dict(visual="all"),
 }
 IDENTITY = {"ituning", "ituning-sequential", "vanilla-gate"}  # those whose step 0 is plain GPT-2
 ATTENDS = ["ituning", "vanilla", "vcgpt"]  # those whose words look at the image, each anew
@@ -179,6 +182,8 @@ def test_tuned_backbones_learn_only_with_their_switch(name, switch, prefix):
     model(*inputs())[1].backward()
     trained = {n for n in model.trained() if not n.startswith("method.")}
     assert trained and all(n.startswith(prefix) for n in trained)
+    if name in ("dvp", "dvp-all"):  # copies of the norms take the place of GPT-2's own
+        trained = {n for n in trained if ".ln_" not in n}
     for n in trained:
         p = model.trained()[n]
         # The key third of a joint bias has no gradient, the rest of it has.

@@ -80,17 +80,17 @@ def unbroken(dataset, tmp_path_factory):
 def test_a_row_is_asked_for_every_word_and_the_end_and_for_no_padding():
     """"a star" -> idx [EOT, a, star], targets [a, star, EOT]; a shorter caption is padded with -1."""
     a, star, red = (ENC.encode_ordinary(w)[0] for w in ("a", " star", " red"))
-    idx, targets = train.rows_of([["a star", "a"]], 3, ENC, 40)
-    assert idx.tolist() == [[EOT, a, star], [EOT, a, EOT], [EOT, EOT, EOT]]
+    idx, targets, cond = train.rows_of([[("", {"a star": 1}), ("", {"a": 1})]], 3, ENC, 40)
+    assert idx.tolist() == [[EOT, a, star], [EOT, a, EOT], [EOT, EOT, EOT]] and cond.tolist() == [1, 1, 1]
     assert targets.tolist() == [[a, star, EOT], [a, EOT, -1], [-1, -1, -1]]
-    idx, targets = train.rows_of([["a red star"]], 1, ENC, max_tokens=2)
+    _, targets, _ = train.rows_of([[("", {"a red star": 1})]], 1, ENC, max_tokens=2)
     assert targets.tolist() == [[a, red, EOT]]
 
 
 def test_the_exclamation_mark_survives():
     """pitfall: id 0 is "!" in GPT-2's vocabulary. Who pads with 0 never learns it."""
     bang, = ENC.encode_ordinary("!")
-    _, targets = train.rows_of([["!", "a star"]], 2, ENC, 40)
+    _, targets, _ = train.rows_of([[("", {"!": 1}), ("", {"a star": 1})]], 2, ENC, 40)
     assert targets[0].tolist() == [bang, EOT, -1]
 
 
@@ -116,13 +116,14 @@ def test_images_with_1_5_6_and_7_captions_in_a_batch_have_the_loss_of_one_captio
     model = build("ituning").eval()
     torch.manual_seed(0)
     images = torch.randn(4, 3, 16, 16)
-    texts = [["a star", "a", "a red star", "red", "a red", "star", "star star"][:n] for n in (1, 5, 6, 7)]
+    texts = ["a star", "a", "a red star", "red", "a red", "star", "star star"]
+    texts = [[("", {text: 1}) for text in texts[:n]] for n in (1, 5, 6, 7)]
     enc = ByteLike()
     loss = model(images, *train.rows_of(texts, 7, enc, 40))[1]
     total, count = 0.0, 0
     for image, captions in zip(images, texts):
         for text in captions:
-            idx, targets = train.rows_of([[text]], 1, enc, 40)
+            idx, targets, _ = train.rows_of([[text]], 1, enc, 40)
             n = int((targets != -1).sum())
             total, count = total + model(image[None], idx, targets)[1].item() * n, count + n
     assert abs(loss.item() - total / count) < 1e-5
@@ -140,11 +141,10 @@ class ByteLike:
 
 def test_batches_are_a_function_of_the_step_and_every_epoch_sees_every_image(dataset):
     config, _, _ = train.command_line(flags(dataset, "x"))
-    items = train.load_split(dataset, "train")
-    data = train.Batches(items, ENC, config, 64)
+    data = train.Batches(train.entries_of(train.load_split(dataset, "train")), ENC, config, 64)
     places = [train.order(config.seed, e, 18).tolist() for e in range(3)]
     assert all(sorted(p) == list(range(18)) for p in places) and places[0] != places[1]
-    (images, idx, _), = data[4]  # steps 4: places 16, 17 of epoch 0 and 0, 1 of epoch 1
+    (images, idx, *_), = data[4]  # steps 4: places 16, 17 of epoch 0 and 0, 1 of epoch 1
     want = data.images([*places[0][16:], *places[1][:2]])
     assert torch.equal(images, want)
     assert torch.equal(idx, data[4][0][1])
@@ -152,12 +152,13 @@ def test_batches_are_a_function_of_the_step_and_every_epoch_sees_every_image(dat
 
 def test_surplus_captions_come_up_in_other_epochs(dataset):
     config, _, _ = train.command_line(flags(dataset, "x"))
-    items = train.load_split(dataset, "train")
-    seen = set()
+    entries = train.entries_of(train.load_split(dataset, "train"))
+    data, seen = train.Batches(entries, ENC, config, 64), set()
     for epoch in range(12):
-        rng = np.random.default_rng((config.seed, 1, epoch, 3))
-        seen |= {str(c) for c in rng.permutation(items[3]["captions"])[:3]}
-    assert len(items[3]["captions"]) == 6 and seen == set(items[3]["captions"])
+        (_, idx, *_), = data.micro([(3, np.random.default_rng((config.seed, 1, epoch, 3)))])
+        seen |= {ENC.decode([t for t in row if t != EOT]) for row in idx.tolist()}
+    captions = {answer for _, answers in entries[3]["texts"] for answer in answers}
+    assert len(entries[3]["texts"]) == 6 and seen == captions
 
 
 def test_a_broken_image_is_named(dataset, tmp_path):

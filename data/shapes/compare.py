@@ -1,14 +1,15 @@
-"""Every way to connect, in one table: trained on shapes for the same captions from the same frozen backbones.
+"""Every way to connect, in one table: trained on shapes for the same texts from the same frozen backbones.
 
-    python data/shapes/compare.py                              all, 3 seeds: about an hour on two cores
+    python data/shapes/compare.py                              captions, 3 seeds: about an hour on two cores
     python data/shapes/compare.py --only ituning vanilla --seeds 1
+    python data/shapes/compare.py --table questions            DVP: its layers, all image tokens, the question alone
 
 Runs train.py and evaluate.py as you would, one after the other, and prints a Markdown table (mean and
 standard deviation over the seeds). Runs are folders in --out; what is finished there is not run again,
-and what was stopped goes on. Afterwards table.md, results.json and curves.png are there, too.
+and what was stopped goes on. Afterwards TABLE.md, TABLE.json and TABLE.png are there, too.
 
 Speed is measured by itself, in short runs of all methods by turns, so that a busy machine slows all of
-them alike: the median of captions/s in training, features of the frozen image model cached for all.
+them alike: the median of texts/s in training, features of the frozen image model cached for all.
 """
 
 import json
@@ -18,31 +19,44 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script, this folder is all Python sees
 import draw
 from cli import UserError, opt, parse, run
 from data.common import replacing
-from model import origin_of
-from weights import read
+from model import Rows, SeeGPT, origin_of
 
 ROOT = Path(__file__).resolve().parents[2]
-# name -> (row's title, flags of train.py). The rest are the settings of "shapes METHOD" in train.py.
-RUNS = {
-    "ituning": ("I-Tuning", ["--method", "ituning"]),
-    "vanilla": ("vanilla cross-attention", ["--method", "vanilla"]),
-    "vanilla-gate": ("vanilla, tanh gate", ["--method", "vanilla", "--gate"]),
-    "vcgpt": ("VC-GPT", ["--method", "vcgpt"]),
-    "vcgpt-alone": ("VC-GPT without self-ensemble", ["--method", "vcgpt", "--no-self_ensemble"]),
-    "prefix": ("prefix (ClipCap)", ["--method", "prefix"]),
-    "prefix-tuned": ("prefix, GPT-2 tuned", ["--method", "prefix", "--train_lm"]),
+DVP = ["--dataset", "shapes/vqa"]
+# table -> row -> (title, flags of train.py). The rest are the settings of the dataset and method in train.py.
+TABLES = {
+    "captions": {
+        "ituning": ("I-Tuning", ["--method", "ituning"]),
+        "vanilla": ("vanilla cross-attention", ["--method", "vanilla"]),
+        "vanilla-gate": ("vanilla, tanh gate", ["--method", "vanilla", "--gate", "--lr", "4e-3"]),
+        "vcgpt": ("VC-GPT", ["--method", "vcgpt"]),
+        "vcgpt-alone": ("VC-GPT without self-ensemble", ["--method", "vcgpt", "--no-self_ensemble"]),
+        "prefix": ("prefix (ClipCap)", ["--method", "prefix"]),
+        "prefix-tuned": ("prefix, GPT-2 tuned", ["--method", "prefix", "--train_lm", "--backbone_lr", "1e-3"]),
+    },
+    "questions": {
+        "none": ("question only", [*DVP, "--visual", "none"]),
+        "all": ("all 65 image tokens, layer 0", [*DVP, "--visual", "all"]),
+        **{f"one-{l}": (f"one token, layer {l}", [*DVP, "--insert_layer", str(l)]) for l in range(4)},
+        "search": ("one token, layer by search", [*DVP, "--search"]),
+    },
 }
-SCORES = {"CIDEr-D": "CIDEr-D", "BLEU-4": "BLEU-4", "exact": "exact, test"}
+SCORES = {"captions": {"CIDEr-D": "CIDEr-D", "BLEU-4": "BLEU-4", "exact": "exact"}, "questions": {"accuracy": "accuracy"}}
 LOOKS = ("#1f4e8c", "#d1652a", "#e2a36f", "#3b8f5a", "#9cc9ab", "#7a4a9e", "#bfa3d6")
 
 
 @dataclass
 class Config:
-    only: list = opt([], f"some of {', '.join(RUNS)}; none: all")
+    table: str = opt("captions", "which comparison", choices=tuple(TABLES))
+    only: list = opt([], "some of its rows: " + "; ".join(", ".join(rows) for rows in TABLES.values()))
     seeds: int = opt(3, "runs of each, with seeds 1, 2, ...")
     speed_rounds: int = opt(3, "short runs of each to measure the speed")
     beam: int = opt(5, "beams in evaluation (papers: 5)")
@@ -83,17 +97,35 @@ def evaluate(folders, split, beam, path):
     return {metric: [row["scores"][metric]["score"] for row in rows] for metric in rows[0]["scores"]}
 
 
-def speeds(names, out, rounds, steps=60):
-    """{name: median captions/s} of short runs, all methods by turns."""
-    seen = {name: [] for name in names}
+def speeds(runs, out, rounds, steps=60):
+    """{name: median texts/s} of short runs, all methods by turns."""
+    seen = {name: [] for name in runs}
     for i in range(rounds):
-        for name in names:
+        for name, (_, flags) in runs.items():
             folder = out / f"speed-{name}-{i}"
             if not entries(folder):
-                command("train.py", *RUNS[name][1], "--steps", steps, "--log_every", 10, "--eval_images", 3,
-                        "--score", 0, "--out", folder)
+                command("train.py", *(f for f in flags if f != "--search"), "--steps", steps, "--log_every", 10,
+                        "--eval_images", 3, "--score", 0, "--out", folder)
             seen[name] += [x["captions_per_s"] for x in entries(folder) if "captions_per_s" in x][1:]
     return {name: statistics.median(values) for name, values in seen.items()}
+
+
+def macs(method, gpt2, vit, T):
+    """Multiply-accumulates in billions for one text of T tokens and its image: (language model, ViT).
+
+    The language model with what the method puts into it, keys and values of the image tokens included,
+    without the vocabulary or the classifier. Attention is counted as the full square, also where it is
+    causal. pitfall: torch counts no fused attention on a CPU, so its plain form is asked for.
+    """
+    idx, device = torch.zeros(1, T, dtype=torch.int64, device=gpt2.wte.weight.device), gpt2.wte.weight.device
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        with FlopCounterMode(display=False) as eye:
+            feats = vit(torch.zeros(1, 3, vit.image_size, vit.image_size, device=device))
+        with FlopCounterMode(display=False) as lm:
+            ctx, x = method.look(feats), gpt2.embed(idx)
+            for l, block in enumerate(gpt2.h):
+                x = method.block(l, block, x, ctx, Rows(cond=torch.full((1,), T, device=device)))
+    return lm.get_total_flops() / 2e9, eye.get_total_flops() / 2e9
 
 
 def shown(values, digits=1):
@@ -103,48 +135,57 @@ def shown(values, digits=1):
 
 
 def main(config):
-    names = config.only or list(RUNS)
-    for name in names:
-        if name not in RUNS:
-            raise UserError(f"--only {name}: there are {', '.join(RUNS)}")
+    known = TABLES[config.table]
+    for name in config.only:
+        if name not in known:
+            raise UserError(f"--only {name}: there are {', '.join(known)}")
     if config.seeds < 1 or config.speed_rounds < 1:
         raise UserError("--seeds and --speed_rounds must be 1 or more")
+    rows = {name: known[name] for name in known if name in (config.only or known)}
     out = Path(config.out).resolve()
-    runs = {name: [out / f"{name}-{seed}" for seed in range(1, config.seeds + 1)] for name in names}
+    runs = {name: [out / f"{name}-{seed}" for seed in range(1, config.seeds + 1)] for name in rows}
     for i in range(config.seeds):  # one seed of all before the next: stopped early, there is something to compare
-        for name in names:
-            train(runs[name][i], [*RUNS[name][1], "--seed", i + 1])
-    fast = speeds(names, out, config.speed_rounds)
+        for name, (_, flags) in rows.items():
+            train(runs[name][i], [*flags, "--seed", i + 1])
+    fast = speeds(rows, out, config.speed_rounds)
     results = {}
-    for name in names:
+    for name, (title, _) in rows.items():
         scores = {split: evaluate(runs[name], split, config.beam, out / f"{name}-{split}-{config.seeds}.json")
-                  for split in ("test", "novel")}
-        first = runs[name][0]
+                  for split in ("val", "test", "novel")}
+        model = SeeGPT.load(runs[name][0])
         memory = [x["peak_memory"] for folder in runs[name] for x in entries(folder) if x.get("peak_memory")]
-        results[name] = {"title": RUNS[name][0], "trained": sum(t.numel() for t in read(first / "best.safetensors").values()),
-                         "captions_per_s": fast[name], "peak_memory": max(memory, default=None), **scores}
-    table = table_of(results)
-    with replacing(out / "results.json") as f:
+        results[name] = {"title": title, "trained": sum(p.numel() for p in model.trained().values()),
+                         "texts_per_s": fast[name], "peak_memory": max(memory, default=None),
+                         "layers": [origin_of(folder)["config"].get("insert_layer") for folder in runs[name]],
+                         "macs": macs(model.method, model.gpt2, model.vit, 16), **scores}
+    table, path = table_of(results, config.table), out / config.table
+    with replacing(path.with_suffix(".json")) as f:
         f.write(json.dumps(results, indent=1).encode() + b"\n")
-    with replacing(out / "table.md") as f:
+    with replacing(path.with_suffix(".md")) as f:
         f.write(table.encode())
     print(table, end="")
-    settings = origin_of(runs[names[0]][0])["train"]
-    print(f"\n{config.seeds} seeds, {settings['epochs']:g} epochs of 8,000 images with {settings['rows']} captions each, "
-          f"beam {config.beam}; mean ± standard deviation.")
-    draw.plot([(RUNS[name][0], draw.series(runs[name][0] / "log.jsonl", "val_loss"), dict(color=colour, marker="o", ms=3))
-               for name, colour in zip(names, LOOKS)], out / "curves.png", "step",
-              "validation loss, nats per token", out / "results.json")
+    settings = origin_of(next(iter(runs.values()))[0])["train"]
+    print(f"\n{config.seeds} seeds, {settings['epochs']:g} epochs of 8,000 images with {settings['rows']} texts each, "
+          f"beam {config.beam}; scores x 100, mean ± standard deviation.")
+    draw.plot([(title, draw.series(runs[name][0] / "log.jsonl", "val_loss"), dict(color=colour, marker="o", ms=3))
+               for (name, (title, _)), colour in zip(rows.items(), LOOKS)], path.with_suffix(".png"), "step",
+              "validation loss, nats", path.with_suffix(".json"))
 
 
-def table_of(results):
-    """The Markdown table."""
-    head = ["method", "trained", "captions/s", "peak memory", *SCORES.values(), "exact, novel"]
+def table_of(results, which):
+    """The Markdown table; of questions also the layers and the cost of a question of 16 tokens."""
+    asked = which == "questions"
+    head = ["method", "trained", "texts/s", "peak memory", *(["GMAC", "with ViT"] if asked else []),
+            *(f"{title}, test" for title in SCORES[which].values()), f"{list(SCORES[which].values())[-1]}, novel"]
     lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
     for r in results.values():
         memory = f"{r['peak_memory'] / 1e6:,.0f} MB" if r["peak_memory"] else "not known"
-        lines.append([r["title"], f"{r['trained']:,}", f"{r['captions_per_s']:,.0f}", memory,
-                      *(shown(r["test"][metric]) for metric in SCORES), shown(r["novel"]["exact"])])
+        lm, eye = r["macs"]
+        cost = [f"{lm:.4f}", f"{lm + eye:.4f}"] if asked else []
+        title = r["title"] + (f" ({', '.join(map(str, r['layers']))})" if "search" in r["title"] else "")
+        last = list(SCORES[which])[-1]
+        lines.append([title, f"{r['trained']:,}", f"{r['texts_per_s']:,.0f}", memory, *cost,
+                      *(shown(r["test"][metric]) for metric in SCORES[which]), shown(r["novel"][last])])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
