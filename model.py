@@ -391,7 +391,8 @@ def condition(item):
         return f"hypothesis: {item['hypothesis']} answer:"
     if "question" not in item:
         return ""
-    hint = f" context: {item['hint']}" if item.get("hint") else ""
+    words = item.get("hint", "").split()[-300:]  # the rest of a longer one would not fit GPT-2's 1,024 positions
+    hint = f" context: {' '.join(words)}" if words else ""
     options = "".join(f" ({chr(65 + i)}) {choice}" for i, choice in enumerate(item.get("choices", ())))
     return f"question: {item['question']}{hint}{' options:' if options else ''}{options} answer:"
 

@@ -86,12 +86,18 @@ class Config:
 # Settings of a dataset, of a method on it, and named ones for --preset; what is not named keeps its default.
 SHAPES = dict(gpt2="data/shapes/tiny-gpt2", clip="data/shapes/tiny-clip", epochs=7.0, batch=24, rows=3, warmup=50,
               beta2=0.99, eval_every=500, eval_images=200, cache=True, workers=0)
+DVP = dict(method="dvp", lr=5e-4, beta2=0.98, weight_decay=0.01)
 PRESETS = {
     "shapes": dict(SHAPES, lr=4e-3, width_ratio=1.0, heads=16, score=1000),
     "shapes vanilla": dict(lr=2e-3),
     "shapes vcgpt": dict(lr=1e-3, n_fusion=2, heads=4),
     "shapes/vqa": dict(SHAPES, method="dvp", readout="head", lr=2e-3),
     "shapes/entail": dict(SHAPES, method="dvp", readout="head", lr=2e-3),
+    # DVP's recipe, 256 questions a step; the passes are over images, of which all questions come up ten (five) times.
+    "vqa2": dict(DVP, readout="head", soft=True, batch=51, rows=5, epochs=10.0, warmup=2400),
+    "gqa": dict(DVP, readout="head", batch=32, rows=8, epochs=16.0, warmup=3600),
+    "snli_ve": dict(DVP, readout="head", batch=32, rows=8, epochs=11.0, warmup=2000),
+    "scienceqa": dict(DVP, batch=32, rows=1, epochs=20.0, lr=1.25e-3, weight_decay=0.05, max_tokens=256),
     "ituning-base": dict(method="ituning", gpt2="gpt2", width_ratio=0.5),
     "ituning-medium": dict(method="ituning", gpt2="gpt2-medium", width_ratio=0.5),
     "ituning-large": dict(method="ituning", gpt2="gpt2-large", width_ratio=0.5),
@@ -105,7 +111,7 @@ PRESETS = {
     "clipcap-tuned": dict(method="prefix", clip="ViT-B/32", mapper="mlp", prefix_length=10, train_lm=True,
                           batch=8, rows=5, lr=2e-5, backbone_lr=2e-5, warmup=5000),
 }
-DATASETS = ("shapes", "shapes/vqa", "shapes/entail")  # the presets that --dataset chooses, not --preset
+DATASETS = ("shapes", "shapes/vqa", "shapes/entail", "vqa2", "gqa", "snli_ve", "scienceqa")  # the presets that --dataset chooses, not --preset
 
 
 # ---------------------------------------------------------------------------- where it runs

@@ -360,3 +360,71 @@ def test_questions_without_a_picture_are_learnt_beside_the_others(questions, tmp
     assert len(log) == 3
     with pytest.raises(UserError, match="items without an image"):
         fit(tmp_path, tmp_path / "run2", "--method", "ituning")
+
+
+# ---------------------------------------------------------------------------- asking a trained model
+
+@pytest.fixture(scope="module")
+def trained(questions, tmp_path_factory):
+    """A short run that chooses among the answers of the mini questions."""
+    folder = tmp_path_factory.mktemp("asked") / "run"
+    fit(questions, folder, *DVP_FLAGS, "--insert_layer", "2")
+    return folder
+
+
+def command(module, *words):
+    module.main(*module.parse(module.Config, argv=[str(w) for w in words]))
+
+
+def test_evaluation_answers_every_question_and_counts_the_right_ones(questions, trained, tmp_path, capsys):
+    import evaluate
+    command(evaluate, "--ckpt", trained, "--dataset", questions, "--split", "val", "--json", tmp_path / "s.json", "--batch", "3")
+    out = capsys.readouterr().out
+    result = json.loads((tmp_path / "s.json").read_text())["rows"][0]
+    answers = json.loads((tmp_path / result["answers"]).read_text())
+    items = train.load_split(questions, "val")
+    assert [a["question_id"] for a in answers] == [item["id"] for item in items]
+    model = SeeGPT.load(trained)
+    for item, given in zip(items, answers):
+        feats = evaluate.features(model, [item], "cpu")
+        assert model.answer(feats, [item["question"]], top=1)[0][0][0] == given["answer"]
+    right = [a["answer"] in item["answers"] for a, item in zip(answers, items)]
+    assert result["scores"]["accuracy"]["score"] == pytest.approx(100 * sum(right) / len(right))
+    assert f"{100 * sum(right) / len(right):.1f} [" in out and "yes or no" in out
+
+
+def test_a_split_without_answers_is_answered_but_not_scored(questions, trained, tmp_path):
+    import evaluate
+    from data.common import write_split
+    items = [{k: str(v) if k == "image" else v for k, v in item.items() if k != "answers"}
+             for item in train.load_split(questions, "val")]
+    write_split(tmp_path, "test", items)
+    write_split(tmp_path, "train", items[:1])
+    with pytest.raises(UserError, match="no answers to compare with; --json"):
+        command(evaluate, "--ckpt", trained, "--dataset", tmp_path)
+    command(evaluate, "--ckpt", trained, "--dataset", tmp_path, "--json", tmp_path / "s.json")
+    row, = json.loads((tmp_path / "s.json").read_text())["rows"]
+    assert row["scores"] == {} and len(json.loads((tmp_path / row["answers"]).read_text())) == len(items)
+
+
+def test_vqa_accuracy_is_used_where_ten_people_answered(questions, trained):
+    import evaluate
+    item = {"id": 1, "image": None, "question": "red?", "answers": {"yes": 3}, "raw_answers": ["yes"] * 3 + ["No."] * 7}
+    scores, right = evaluate.score_answers(["Yes", "no", "green"], [item] * 3)
+    assert right.tolist() == pytest.approx([0.9, 1.0, 0.0]) and scores["accuracy"][0] == pytest.approx(190 / 3)
+    choice = {"id": 1, "image": None, "question": "which?", "choices": ["a", "b"], "answers": {"B": 1}}
+    assert evaluate.score_answers([" B. because of", "A", ""], [choice] * 3)[1].tolist() == [1, 0, 0]
+
+
+def test_one_asks_about_a_picture(questions, trained, tmp_path, capsys):
+    import sample
+    photo = questions / "val0.png"
+    command(sample, "--ckpt", trained, photo, "--question", "is there a star?", "--attn", tmp_path / "a.png", "--json", tmp_path / "a.json")
+    line = capsys.readouterr().out.strip()
+    found, = json.loads((tmp_path / "a.json").read_text())
+    assert found["question"] == "is there a star?" and len(found["answers"]) == 3
+    assert line == f"{photo}: " + ", ".join(f"{a} ({100 * p:.1f} %)" for a, p in found["answers"])
+    from PIL import Image
+    assert Image.open(tmp_path / "a.png").width > 500
+    with pytest.raises(UserError, match="answers questions: ask one"):
+        command(sample, "--ckpt", trained, photo)

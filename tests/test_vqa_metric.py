@@ -110,7 +110,7 @@ def nasty_sets(n, seed=7):
         few = [invent() for _ in range(rng.randint(1, 4))]
         plain = rng.random() < 0.3  # else ten people never agree
         one = lambda: rng.choice(few) if plain else dress(rng.choice(few))
-        yield invent() if rng.random() < 0.2 else one(), [one() for _ in range(10)]
+        yield invent() if rng.random() < 0.2 else dress(one()), [one() for _ in range(10)]
 
 
 # ---------------------------------------------------------------------------- tests
@@ -145,7 +145,8 @@ def test_nothing_is_normalised_where_all_ten_agree():
     assert vqa_accuracy("Yes.", ["Yes."] * 10) == 1
     assert vqa_accuracy("Yes.", ["yes"] * 9 + ["no"]) == 1
     assert vqa_accuracy("yes", ["Yes."] * 9 + ["yes"]) == 1  # equal only once normalised: that is not agreement
-    assert vqa_accuracy("\tred car\n", ["red\ncar", " red car"] * 5) == 1  # this much always
+    assert vqa_accuracy("yes", ["Yes.", "Yes.\n"] * 5) == 0  # equal but for what goes always: that is
+    assert vqa_accuracy("\tRed car\n", ["Red\ncar"] * 10) == 1
 
 
 @pytest.mark.parametrize("text, normal", [
