@@ -6,6 +6,9 @@ A prepared dataset is a folder with one file a split, one line an item:
                            "captions": ["A shoe.", "..."], "cocoid": 42}
     data/coco/meta.json   {"task": "caption", "images": {"train": 113287, ...}, ...}
 
+A question without a picture has "image": null. answers.json, where it is there, lists the answers to
+choose from.
+
 The first half finds and reads such a folder, the second half is for those who write one.
 """
 
@@ -34,12 +37,17 @@ RUN_WITH = {"coco": " --download (fetches 20 GB), or with --help for images you 
             "flickr30k": " --download, which says where the images come from",
             "nocaps": " --download (4,500 images, one by one; there is only a split val)",
             "visual_genome": " --download (fetches 15 GB), or with --help for images you have",
+            "vqa2": " --download (43 MB of questions; the images are COCO's), or with --help for files you have",
+            "gqa": " --download (fetches 23 GB), or with --help for files you have",
+            "snli_ve": " --download (the sentences; the images are Flickr30k's)",
+            "scienceqa": " --download, or with --help for files you have",
             "folder": " path/to/photos, and then give that path instead of the name"}
 FORM = ('{"id": 1, "image": "photo.jpg", "captions": ["A shoe."]} (or in place of captions: '
         '"question" and "answers", "hypothesis" and "label", "expression" and "box")')
 TASKS = ("captions", "question", "hypothesis", "expression")  # one of them is in every line
 KINDS = {"id": (int, str), "image": str, "captions": list, "question": str, "answers": dict,
-         "hypothesis": str, "label": str, "expression": str, "box": list, "proposals": list}
+         "hypothesis": str, "label": str, "expression": str, "box": list, "proposals": list,
+         "raw_answers": list, "choices": list, "hint": str, "lecture": str, "solution": str}
 
 # ---------------------------------------------------------------------------- finding and reading
 
@@ -75,8 +83,9 @@ def find_dataset(name):
 
 
 def load_split(folder, split):
-    """The items of folder/split.jsonl as a list of dictionaries, "image" made an absolute Path.
-    UserError names file and line. Whether the images exist is seen when they are opened."""
+    """The items of folder/split.jsonl as a list of dictionaries, "image" made an absolute Path
+    unless it is None. UserError names file and line. Whether the images exist is seen when they
+    are opened."""
     folder, items = Path(folder).expanduser().absolute(), []
     path = folder / f"{split}.jsonl"
     try:
@@ -111,12 +120,14 @@ def parse_item(line, folder, where):
     if not any(key in item for key in TASKS):
         raise UserError(f"{where}: neither {' nor '.join(TASKS)}; expected {FORM}")
     for key, kind in KINDS.items():
-        if key in item and not isinstance(item[key], kind):
+        blind = key == "image" and item["image"] is None and "question" in item
+        if key in item and not isinstance(item[key], kind) and not blind:
             raise UserError(f'{where}: "{key}" is {json.dumps(item[key])[:40]}; expected {FORM}')
     # pitfall: null is no caption, and a caption that is not in a list would be read by letters.
     if not all(isinstance(text, str) for text in item.get("captions", [])):
         raise UserError(f'{where}: "captions" must be a list of texts')
-    item["image"] = folder / item["image"]  # an absolute path stays what it is
+    if item["image"] is not None:
+        item["image"] = folder / item["image"]  # an absolute path stays what it is
     return item
 
 
@@ -250,6 +261,12 @@ def write_split(folder, name, items):
         f.writelines(json.dumps(item).encode() + b"\n" for item in items)
 
 
+def write_answers(folder, answers):
+    """Writes the answers to choose from as folder/answers.json."""
+    with replacing(Path(folder) / "answers.json") as f:
+        f.write(json.dumps(answers, indent=0).encode() + b"\n")
+
+
 def write_meta(folder, meta):
     """Writes the task, the counts and what else is worth knowing as folder/meta.json."""
     with replacing(Path(folder) / "meta.json") as f:
@@ -353,17 +370,26 @@ def extract(archive, folder, wanted):
         raise UserError(f"{archive}: damaged or cut off ({e}); delete it and run again") from e
 
 
-def fetch_zip(path, wanted, urls, size, **hashes):
-    """Downloads a zip to path, and unpacks beside it the members whose names are in wanted."""
+def fetch_zip(path, wanted, urls, size=None, **hashes):
+    """Downloads a zip to path, and unpacks beside it the members whose names are in wanted. size in
+    bytes; where nobody states it, a full disk is noticed no earlier than it is full."""
     from weights import download  # here, since it needs torch, and nothing else in this file does
 
     part = path.with_name(f"{path.name}.part")
     if not path.exists():  # room for the zip and for what is in it, which is hardly any smaller
-        need_room(path.parent, 2 * size - (part.stat().st_size if part.exists() else 0))
+        need_room(path.parent, 2 * (size or 0) - (part.stat().st_size if part.exists() else 0))
     extract(download(urls, path, size, **hashes), path.parent, wanted)
 
 
-# ---------------------------------------------------------------------------- captions, to the end
+# ---------------------------------------------------------------------------- items, to the end
+
+
+def assert_numbers(path, found, numbers, what):
+    """UserError unless found, {name: how many}, are the numbers that every paper reports."""
+    wrong = [f"{found.get(name, 0):,} {what} instead of {n:,} in {name}"
+             for name, n in numbers.items() if found.get(name, 0) != n]
+    if wrong:
+        raise UserError(f"{path}: {', '.join(wrong)}; if only a part is meant, add --partial")
 
 
 def assert_counts(path, splits, counts):
@@ -384,9 +410,14 @@ def leave_out(splits, keep):
     return gone
 
 
+def images_of(splits):
+    """The names of all images in {split: items}, as a set; several items may share one, or have none."""
+    return {item["image"] for items in splits.values() for item in items} - {None}
+
+
 def present(folder, splits):
     """Those of the splits' images that lie in folder, as a set of their names."""
-    images = {item["image"] for items in splits.values() for item in items}
+    images = images_of(splits)
     there = set()
     for parent in {os.path.dirname(image) for image in images}:
         if (folder / parent).is_dir():
@@ -397,7 +428,7 @@ def present(folder, splits):
 def fetch_images(folder, splits, zips):
     """Downloads those zips of which an image is missing: {folder in the zip: what download is told}."""
     there = present(folder, splits)
-    wanted = {item["image"] for items in splits.values() for item in items}
+    wanted = images_of(splits)
     for inside, file in zips.items():
         if any(image.startswith(f"{inside}/") for image in wanted - there):
             fetch_zip(folder / file["urls"].split("/")[-1], wanted, **file)
@@ -423,16 +454,19 @@ def keep_usable(splits, skipped, folder, config, hint):
     """Takes out of {split: items} what training could not use, and notes it in skipped, {why: names}:
     images that do not lie in folder, empty captions, and with config.check what cannot be decoded.
     Without config.partial a missing image is a UserError; hint says where the images come from."""
-    there = present(folder, splits)
-    skipped["missing images"] = missing = leave_out(splits, lambda item: item["image"] in there)
+    usable = present(folder, splits) | {None}
+    missing = list(dict.fromkeys(leave_out(splits, lambda item: item["image"] in usable)))
+    skipped["missing images"] = missing
     if missing and not config.partial:
         raise UserError(f"{folder / missing[0]} is missing, the first of {len(missing):,}; {hint}, or do "
                         "without them: --partial")
     if not any(splits.values()):
         raise UserError(f"{folder}: none of the {len(missing):,} images is there; {hint}")
-    skipped |= drop_empty(splits)
+    if any("captions" in item for items in splits.values() for item in items):
+        skipped |= drop_empty(splits)
     if config.check:
-        images = {folder / item["image"]: item["image"] for items in splits.values() for item in items}
+        images = {folder / item["image"]: item["image"] for items in splits.values() for item in items
+                  if item["image"] is not None}
         wrong = {images[path]: problem for path, problem in check_images(list(images)).items()}
         leave_out(splits, lambda item: item["image"] not in wrong)
         skipped["damaged images"] = [f"{image} ({problem})" for image, problem in wrong.items()]
@@ -442,19 +476,27 @@ def keep_usable(splits, skipped, folder, config, hint):
 
 
 def write_captions(splits, skipped, folder, out, **meta):
+    """write_items for captions."""
+    write_items(splits, skipped, folder, out, "caption", "captions", **meta)
+
+
+def write_items(splits, skipped, folder, out, task, unit, **meta):
     """Writes {split: items} of the images in folder and meta.json to out, and says how much there is
-    and what was left out."""
-    counts = {split: sum(len(item["captions"]) for item in items) for split, items in splits.items()}
+    and what was left out. unit: what there are several of an image, "captions" or "questions"."""
+    images = {split: images_of({split: items}) for split, items in splits.items()}
+    counts = {split: sum(len(item.get("captions", (1,))) for item in items) for split, items in splits.items()}
+    width = max(len(split) for split in ("train", *splits))
     for split, items in splits.items():
-        write_split(out, split, (item | {"image": relative(folder / item["image"], out)} for item in items))
-        print(f"{split:5} {len(items):7,} images {counts[split]:9,} captions -> {out / split}.jsonl")
+        places = {image: relative(folder / image, out) for image in images[split]}
+        write_split(out, split, (item | {"image": places.get(item["image"])} for item in items))
+        print(f"{split:{width}} {len(images[split]):7,} images {counts[split]:9,} {unit} -> {out / split}.jsonl")
     for why, names in skipped.items():
         if names:
             first = [printable(name) for name in dict.fromkeys(names)]
             print(f"left out: {len(names):,} {why}: {', '.join(first[:3])}{', ...' * (len(first) > 3)}")
-    write_meta(out, {"task": "caption", "images": {split: len(items) for split, items in splits.items()},
-                     "captions": counts, "skipped": {why: {"count": len(names), "first": names[:100]}
-                                                     for why, names in skipped.items()}} | meta)
+    write_meta(out, {"task": task, "images": {split: len(names) for split, names in images.items()},
+                     unit: counts, "skipped": {why: {"count": len(names), "first": names[:100]}
+                                               for why, names in skipped.items()}} | meta)
 
 
 def say_deletable(folder):

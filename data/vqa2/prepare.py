@@ -1,0 +1,172 @@
+"""Prepares VQA v2: questions about COCO's images, each answered by ten people.
+
+    python data/vqa2/prepare.py --download             # 43 MB of questions and answers; 3 GB of memory
+    python data/vqa2/prepare.py --folder path/to/vqa2 --images path/to/coco
+
+The folder holds v2_OpenEnded_mscoco_{train,val}2014_questions.json and v2_mscoco_{train,val}2014_
+annotations.json, the folder of images COCO's train2014/ and val2014/ (python data/coco/prepare.py
+--download fetches them). Written are {train,val}.jsonl, one line a question, answers.json and meta.json
+with the counts:
+
+    {"id": 42000, "image": ".../coco/val2014/COCO_val2014_000000000042.jpg",
+     "question": "Is it red?", "answers": {"yes": 8, "no": 2}, "raw_answers": ["yes", "Yes.", "no", ...]}
+
+    split         images  questions
+    train        122,287             train2014 (443,757) and val2014 (214,354) without val
+    val            1,000             the mini-val: the last 1,000 images of val2014, sorted by their id
+    test          81,434    447,793  no answers; written where the questions and test2015/ are there
+    test-dev                107,394  a part of test
+
+answers.json lists the 3,129 answers to choose from, the most frequent first: those that are the
+commonest of the ten for 9 or more questions of train2014 and val2014. "answers" says how many of the ten gave which
+of them, in the form in which the official metric compares answers (normalise_answer in evaluate.py);
+"raw_answers" are the ten as they were typed. A question of train that nobody answered with one of the
+3,129 is left out. In val it stays, with all its answers: without it every method would look better.
+"""
+
+import functools
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
+
+from cli import UserError, opt, parse, run
+from data.common import (assert_numbers, clean, fetch_zip, keep_usable, read_json, say_deletable, write_answers,
+                         write_items)
+
+SITE = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa/"
+COCO = "http://images.cocodataset.org/zips/"
+QUESTIONS, ANNOTATIONS = "v2_OpenEnded_mscoco_{}_questions.json", "v2_mscoco_{}_annotations.json"
+# No hashes are published. A zip has a checksum for each of its members, and unpacking looks at it.
+ZIPS = {QUESTIONS.format("train2014"): {"urls": f"{SITE}v2_Questions_Train_mscoco.zip", "size": 7_239_401},
+        QUESTIONS.format("val2014"): {"urls": f"{SITE}v2_Questions_Val_mscoco.zip", "size": 3_494_929},
+        ANNOTATIONS.format("train2014"): {"urls": f"{SITE}v2_Annotations_Train_mscoco.zip", "size": 21_708_861},
+        ANNOTATIONS.format("val2014"): {"urls": f"{SITE}v2_Annotations_Val_mscoco.zip", "size": 10_518_930}}
+TESTS = {"test": "test2015", "test-dev": "test-dev2015"}  # both on the images of test2015
+TEST_ZIP = f"{SITE}v2_Questions_Test_mscoco.zip"
+COUNTS = {"train2014": 443_757, "val2014": 214_354, "test2015": 447_793, "test-dev2015": 107_394}
+MINI_VAL = 1_000  # images
+TIMES, ANSWERS = 9, {"answers.json": 3_129}
+
+
+@dataclass
+class Config:
+    folder: str = opt("", "folder with the questions and annotations; empty: data/vqa2")
+    images: str = opt("", "folder with train2014/, val2014/ and, for the tests, test2015/; empty: data/coco")
+    out: str = opt("", "folder for the result; empty: data/vqa2")
+    download: bool = opt(False, "fetch missing questions and annotations (43 MB; neither images nor tests)")
+    partial: bool = opt(False, "a part of VQA v2 will do: leave out images that are missing")
+    check: bool = opt(False, "decode every image, many minutes; leave out those that are damaged")
+
+
+def read(path, key, **more):
+    """The list under a key of one of the JSON files; more goes to json.loads."""
+    url = ZIPS.get(path.name, {"urls": TEST_ZIP})["urls"]
+    data = read_json(path, f"fetch {url} and unpack it there, or run with --download", **more)
+    if not isinstance(data, dict) or not isinstance(data.get(key), list):
+        raise UserError(f"{path}: has another form than VQA v2's; unpack it again from {url}")
+    return data[key]
+
+
+def read_questions(folder, name):
+    """Items without answers, of train2014, val2014, test2015 or test-dev2015, from
+
+    {"questions": [{"question_id": 42000, "image_id": 42, "question": "Is it red?"}, ...], ...}
+    """
+    path, inside = folder / QUESTIONS.format(name), name.replace("-dev", "")
+    try:
+        return [{"id": q["question_id"], "image": f"{inside}/COCO_{inside}_{q['image_id']:012d}.jpg",
+                 "question": clean(q["question"])} for q in read(path, "questions")]
+    except (KeyError, TypeError, ValueError) as e:
+        raise UserError(f"{path}: has another form than VQA v2's ({type(e).__name__}: {e})") from e
+
+
+def read_answers(folder, name, normalise):
+    """{question's id: (the most frequent answer, the ten answers as typed)}, the former normalised, from
+
+    {"annotations": [{"question_id": 42000, "multiple_choice_answer": "yes",
+                      "answers": [{"answer": "yes", "answer_id": 1, "answer_confidence": "yes"}, ...], ...}, ...]}
+    """
+    path = folder / ANNOTATIONS.format(name)
+    try:
+        # An answer becomes its text while it is read: 6.6 million dictionaries would take 2 GB more.
+        return {a["question_id"]: (normalise(a["multiple_choice_answer"]), a["answers"])
+                for a in read(path, "annotations", object_hook=lambda d: d.get("answer", d))}
+    except (KeyError, TypeError, AttributeError, ValueError) as e:
+        raise UserError(f"{path}: has another form than VQA v2's ({type(e).__name__}: {e})") from e
+
+
+def vocabulary(most_frequent):
+    """The answers that are the most frequent one of at least TIMES questions, the most common first.
+
+    pitfall: one of them is "", which is left of "a": people do ask which letter is on a sign. And who
+    counts all ten answers instead of the most frequent has several times as many.
+    """
+    return [answer for answer, n in Counter(most_frequent).most_common() if n >= TIMES]
+
+
+def add_answers(items, answers, known, normalise):
+    """The items with their answers: {known answer: count}, or all answers where none is known."""
+    for item in items:
+        raw = answers[item["id"]][1]
+        counts = Counter(map(normalise, raw))
+        item["answers"] = {a: n for a, n in counts.items() if a in known} or dict(counts)
+        item["raw_answers"] = raw
+    return items
+
+
+def main(config):
+    folder = Path(config.folder or HERE).expanduser()
+    images = Path(config.images or HERE.parent / "coco").expanduser()
+    out = Path(config.out or HERE).expanduser()
+    if config.download:
+        for name, file in ZIPS.items():
+            if not (folder / name).exists():
+                fetch_zip(folder / file["urls"].split("/")[-1], {name}, **file)
+    items = {name: read_questions(folder, name) for name in ("train2014", "val2014")}
+    tests = {}
+    for split, name in TESTS.items():
+        if (folder / QUESTIONS.format(name)).exists() and (images / "test2015").is_dir():
+            tests[split] = items[name] = read_questions(folder, name)
+    if not config.partial:
+        assert_numbers(folder, {name: len(items[name]) for name in items},
+                       {name: COUNTS[name] for name in items}, "questions")
+
+    from evaluate import normalise_answer  # here, since it needs torch, and nothing else in this file does
+
+    normalise = functools.cache(normalise_answer)
+    answers = {}
+    for name in ("train2014", "val2014"):
+        answers |= read_answers(folder, name, normalise)
+    choices = vocabulary(answer for answer, _ in answers.values())
+    if not config.partial:
+        assert_numbers(folder, {"answers.json": len(choices)}, ANSWERS, "answers")
+    known = set(choices)
+    try:
+        both = add_answers(items["train2014"] + items["val2014"], answers, known, normalise)
+    except (KeyError, TypeError, AttributeError) as e:
+        raise UserError(f"{folder}: annotations and questions do not belong together ({type(e).__name__}: {e})") from e
+    # differs: DVP's last 1,000 are those of a shuffled list, which nobody else can know.
+    held_out = set(sorted({item["image"] for item in items["val2014"]})[-MINI_VAL:])
+    splits = {"train": [item for item in both if item["image"] not in held_out],
+              "val": [item for item in both if item["image"] in held_out], **tests}
+    skipped = {"questions of train without an answer to choose": [
+        str(item["id"]) for item in splits["train"] if not known & item["answers"].keys()]}
+    splits["train"] = [item for item in splits["train"] if known & item["answers"].keys()]
+    hint = (f"unpack train2014.zip and val2014.zip from {COCO} into {images} (python data/coco/prepare.py "
+            "--download does it), or name another folder with --images")
+    keep_usable(splits, skipped, images, config, hint)
+    write_answers(out, choices)
+    write_items(splits, skipped, images, out, "vqa", "questions", answers=len(choices),
+                source={"images": COCO, "questions": SITE})
+    if not tests:
+        print(f"no test and no test-dev: for them unpack {TEST_ZIP} into {folder} and {COCO}test2015.zip into {images}")
+    if config.download:
+        say_deletable(folder)
+
+
+if __name__ == "__main__":
+    run(lambda: main(*parse(Config)))
