@@ -397,6 +397,19 @@ def vqa_accuracy(answer, ten_answers):
     return sum(min(1, (matches - (truth == answer)) / 3) for truth in truths) / len(truths)
 
 
+# ---------------------------------------------------------------------------- boxes
+
+def iou(a, b, inclusive=False):
+    """Intersection over union of two boxes [x, y, w, h]. inclusive: w and h are 1 more, as code of MAttNet's time has it,
+    where a box ends with its last pixel and not behind it."""
+    more = 1 if inclusive else 0
+    w = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0]) + more
+    h = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1]) + more
+    if w <= 0 or h <= 0:
+        return 0.0
+    return w * h / ((a[2] + more) * (a[3] + more) + (b[2] + more) * (b[3] + more) - w * h)
+
+
 # ---------------------------------------------------------------------------- the official tools
 
 def find_official():
@@ -556,6 +569,8 @@ def score(captions, items, use_official=False, domains=True):
     if scenes := scenes_of(items):
         columns = exact_columns(captions, scenes)
         means |= {"exact" if name == "all" else f"exact, {name}": columns[name] for name in columns}
+        named = np.array([world.names_all(c, s) for c, s in zip(captions, scenes)], float)
+        means["objects named"] = (named, np.ones(len(named)))
     scores = bootstrap(bleu_counts(hyps, refs), means)
     # Their own number stands; the interval is ours, of the same tokens and the same definition.
     scores |= {name: (100 * float(value), *scores.get(name, (None, None, None))[1:])

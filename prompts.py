@@ -42,14 +42,16 @@ Next: train.py
 from copy import deepcopy
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from PIL import Image, ImageDraw
 
 from cli import UserError, opt
 from clip_vit import Transformer
 from ituning import CrossAttention, one_scale
-from model import Method, picked
+from model import Method, Rows, picked
 
 
 class MLPMapper(nn.Module):
@@ -310,6 +312,105 @@ def soft_accuracy(logits, targets):
     """How right the likeliest answers are on average, in 0..1; logits, targets (R, A), a row of -1 does not count."""
     kept = targets[:, 0] >= 0
     return targets[kept].gather(1, logits[kept].argmax(1, keepdim=True)).mean().item()
+
+
+# ---------------------------------------------------------------------------- CPT
+
+# CPT: Yao et al., "CPT: Colorful Prompt Tuning for Pre-trained Vision-Language Models", arXiv 2109.11797; colours and
+# transparency as in their code, thunlp/CPT. A region is painted, a text ends where its colour is named, and a trained
+# captioner (the host) fills in the word. Nothing is added to the model.
+#
+#   image, region i --> [ paint 127/255 red ] --> [ CLIP-ViT ] --+
+#                                                                v
+#   "the small circle left of the star is in" -------------> [ GPT-2 + (method) ] --> log p(" red" | copy i)
+#
+# differs: their model is masked and reads " color." behind the blank; here the blank is the end of the text. They
+# also tell a detector's names of the regions, "red person" for the painted one: GPT-2 has no place for those.
+PAINTS = {"red": (240, 0, 30), "blue": (0, 10, 255), "yellow": (255, 255, 25), "purple": (155, 50, 210), "green": (0, 255, 0)}
+ALPHA = 127  # of 255
+NONE = "none"  # the word for: not here
+
+
+def paint(image, regions, alpha=ALPHA):
+    """A copy of an RGB image with half-transparent colours on it; the rest stays as it is, to the bit.
+
+    regions: [(region, colour)], a region being a box [x, y, w, h] in pixels or an "L" mask of the image's size.
+    out = (alpha * colour + (255 - alpha) * pixel) / 255. pitfall: paint first and resize then, and keep
+    the whole image: a centre crop would cut off regions at the border.
+    """
+    out = image.convert("RGB")
+    for region, colour in regions:
+        if isinstance(region, Image.Image):
+            out.paste(colour, mask=region.point(lambda v: alpha if v else 0))
+        else:
+            x, y, w, h = region
+            box = max(0, int(x)), max(0, int(y)), min(out.width, int(x + w)), min(out.height, int(y + h))
+            if box[0] < box[2] and box[1] < box[3]:
+                out.paste(colour, box, Image.new("L", (box[2] - box[0], box[3] - box[1]), alpha))
+    return out
+
+
+def mask_of(segmentation, size):
+    """A mask in COCO's form -> "L" image (0 or 255) of size (width, height).
+
+    Polygons [[x0, y0, x1, y1, ...], ...], or runs {"size": [h, w], "counts": [...] or COCO's letters}.
+    UserError for runs that do not fill the image. differs: COCO draws polygons on a finer grid, a pixel of the outline
+    may come out otherwise.
+    """
+    if isinstance(segmentation, list):
+        mask = Image.new("L", size)
+        for polygon in segmentation:
+            ImageDraw.Draw(mask).polygon([(polygon[i], polygon[i + 1]) for i in range(0, len(polygon) - 1, 2)], fill=255)
+        return mask
+    h, w = segmentation["size"]
+    counts = segmentation["counts"]
+    counts = counts if isinstance(counts, list) else runs_of(counts)
+    if (w, h) != size or sum(counts) != h * w or min(counts) < 0:
+        raise UserError(f"a mask of {w} x {h} pixels with runs over {sum(counts)} does not fit an image of {size[0]} x {size[1]}")
+    flat = np.repeat(np.arange(len(counts)) % 2, counts)  # runs of 0 and 1 in turn, down the columns
+    return Image.fromarray((255 * flat.reshape(w, h).T).astype(np.uint8))
+
+
+def runs_of(letters):
+    """COCO's letters -> run lengths: 5 bits a letter, lowest first, signed, from the third run on less the one two before."""
+    runs, x, shift = [], 0, 0
+    for letter in letters:
+        bits = ord(letter) - 48
+        x |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:  # the last letter of a run; its fifth bit is the sign
+            x -= (bits & 16) << (shift - 4)
+            runs.append(x + runs[-2] if len(runs) > 2 else x)
+            x, shift = 0, 0
+    return runs
+
+
+def blank(phrase):
+    """"The Red Car." -> "the red car is in": what is read before the colour is named."""
+    return f"{' '.join(phrase.lower().replace('.', '').split())} is in"
+
+
+@torch.no_grad()
+def fill_in(model, images, prompts, words):
+    """log p of each word behind each prompt, (n, W); images (n, ...) or feats, one a prompt.
+
+    A word of several tokens has the sum of their log-probabilities.
+    """
+    enc, feats = model.gpt2.tokenizer, model.see(images)
+    pieces = [enc.encode_ordinary(f" {word}") for word in words]  # pitfall: "red" without the space is another token
+    found = feats.new_zeros(len(prompts), len(words))
+    for group, idx in model.by_length(prompts):
+        n, T = idx.shape
+        ctx, cond = model.method.look(feats[group]), torch.full((n,), T, device=idx.device)
+        for depth in sorted({0, *(d for p in pieces for d in range(len(p)))}):
+            for start in {tuple(p[:depth]) for p in pieces if len(p) > depth}:
+                ids = torch.cat([idx, idx.new_tensor(start).expand(n, -1)], 1)
+                last = torch.arange(1, n + 1, device=idx.device) * ids.shape[1] - 1
+                logp = model.read(ids, ctx, Rows(cond=cond, pick=last)).log_softmax(-1)  # (n, V)
+                for w, piece in enumerate(pieces):
+                    if tuple(piece[:depth]) == start and len(piece) > depth:
+                        found[group, w] += logp[:, piece[depth]]
+    return found
 
 
 if __name__ == "__main__":  # shapes on random weights: what comes in, what stands in front of the text, what goes out

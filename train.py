@@ -91,6 +91,7 @@ PRESETS = {
     "shapes": dict(SHAPES, lr=4e-3, width_ratio=1.0, heads=16, score=1000),
     "shapes vanilla": dict(lr=2e-3),
     "shapes vcgpt": dict(lr=1e-3, n_fusion=2, heads=4),
+    "shapes prefix": dict(lr=1e-3, tokens="all", mapper_layers=2, heads=4),
     "shapes/vqa": dict(SHAPES, method="dvp", readout="head", lr=2e-3),
     "shapes/entail": dict(SHAPES, method="dvp", readout="head", lr=2e-3),
     # DVP's recipe, 256 questions a step; the passes are over images, of which all questions come up ten (five) times.

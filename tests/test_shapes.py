@@ -200,3 +200,12 @@ def test_the_tiny_clip_tells_near_duplicates_apart():
                 b = torch.nn.functional.normalize(text.encode_text(encode([rng.choice(world.captions(group[0], rng))])), dim=-1)
             right.append(int((a @ b[0]).argmax()) == 0)
     assert np.mean(right) > 0.6
+
+
+def test_all_objects_can_be_named_with_a_wrong_relation():
+    scene = [world.Thing("small", "red", "circle", 18, 40), world.Thing("large", "blue", "square", 47, 38)]
+    wrong = "a small red circle right of a large blue square"
+    assert world.names_all(wrong, scene) and not world.is_exact(wrong, scene)
+    assert world.names_all("a large blue square with a small red circle to its left", scene)
+    for text in ("a small red circle", wrong + " and a small red star", "a small red circle left of a small red circle"):
+        assert not world.names_all(text, scene)

@@ -49,7 +49,8 @@ TABLES = {
         "search": ("one token, layer by search", [*DVP, "--search"]),
     },
 }
-SCORES = {"captions": {"CIDEr-D": "CIDEr-D", "BLEU-4": "BLEU-4", "exact": "exact"}, "questions": {"accuracy": "accuracy"}}
+SCORES = {"captions": {"CIDEr-D": "CIDEr-D", "BLEU-4": "BLEU-4", "objects named": "objects named", "exact": "exact"},
+          "questions": {"accuracy": "accuracy"}}
 LOOKS = ("#1f4e8c", "#d1652a", "#e2a36f", "#3b8f5a", "#9cc9ab", "#7a4a9e", "#bfa3d6")
 
 

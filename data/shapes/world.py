@@ -248,6 +248,11 @@ def is_exact(caption, scene):
     return False
 
 
+def names_all(caption, scene):
+    """Does the caption name every Thing with size, colour and shape, and nothing else? Their relation may be wrong."""
+    return sorted(re.findall(LOOKS, caption.lower())) == sorted(t.looks for t in scene)
+
+
 def refer(thing, scene, rng, hide=()):
     """Words that fit this Thing and no other of the scene, without "the": "small circle".
 
