@@ -53,7 +53,7 @@ def test_a_mean_stands_with_the_sample_deviation():
 
 def test_the_table_says_what_the_runs_scored():
     scores = {"exact": [90.0, 92.0], "objects named": [99.0, 99.0], "CIDEr-D": [700.0, 702.0], "BLEU-4": [80.0, 80.0]}
-    row = {"title": "I-Tuning", "trained": 264_192, "texts_per_s": 1500.4, "macs": (0.01, 0.02), "layers": [None], "peak_memory": 6.2e8,
+    row = {"title": "I-Tuning", "trained": 264_192, "texts_per_s": 1500.4, "macs": (0.01, 0.02), "peak_memory": 6.2e8,
            "test": scores, "novel": {"exact": [88.0, 88.0]}}
     assert compare.table_of({"ituning": row}, "captions").splitlines()[-1] == (
         "| I-Tuning | 264,192 | 1,500 | 620 MB | 701.0 ± 1.4 | 80.0 ± 0.0 | 99.0 ± 0.0 | 91.0 ± 1.4 | 88.0 ± 0.0 |")
