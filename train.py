@@ -517,7 +517,7 @@ def open_log(path, step):
 
 # ---------------------------------------------------------------------------- the search for a layer
 
-def find_layer(model, data, mini, steps, config, method_config, out, device, autocast, resume=None):
+def find_layer(model, data, mini, steps, config, method_config, out, device, autocast, scaler, resume=None):
     """KAB-APP: the layer of GPT-2 where DVP's prompt helps most, by trial while a supernet learns.
 
     model: with a cross-attention for every layer. Each step trains one of them, drawn uniformly, and all
@@ -535,12 +535,13 @@ def find_layer(model, data, mini, steps, config, method_config, out, device, aut
         first, bandit.alpha, history = resume["step"], resume["alpha"], resume["history"]
         model.restore(resume["trained"], out / "search.pt")
         optimizer.load_state_dict(resume["optimizer"])
+        scaler.load_state_dict(resume["scaler"])
         dice.set_state(resume["dice"])
     print(f"search for the layer: {steps:,} steps, rewarded on {len(mini.of):,} of the training images")
 
     def save():
-        save_resume(out / "search.pt", step, model, optimizer, config, method_config, alpha=bandit.alpha,
-                    history=history, dice=dice.get_state())
+        save_resume(out / "search.pt", step, model, optimizer, config, method_config, scaler=scaler.state_dict(),
+                    alpha=bandit.alpha, history=history, dice=dice.get_state())
 
     out.mkdir(parents=True, exist_ok=True)
     stop, t0 = Stop(), time.time()
@@ -555,9 +556,11 @@ def find_layer(model, data, mini, steps, config, method_config, out, device, aut
             images, idx, targets, cond = moved(micro, device)
             with autocast:
                 loss = model(images, idx, targets, cond)[1]
-            (loss * scored(targets) / total).backward()
+            scaler.scale(loss * scored(targets) / total).backward()
+        scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(list(model.trained().values()), config.grad_clip)
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad(set_to_none=True)  # None, so that AdamW leaves the layers not drawn as they are
 
         layers, earned = bandit.draw(dice), {}
@@ -651,8 +654,8 @@ def main(config, method_config, resume=None):
     gpt2.tokenizer  # asked for now: a missing tokenizer should not end a run later
     if world.main:
         world.sum([0], device)
-    prints = {"gpt2": fingerprint(gpt2), "clip": fingerprint(vit)}
-    feats = {}
+    hashes = {"gpt2": fingerprint(gpt2), "clip": fingerprint(vit)}
+    vit, gpt2, feats = vit.to(device), gpt2.to(device), {}
     if config.cache and config.train_vision:
         raise UserError("--cache keeps features of a frozen ViT, but --train_vision changes it: leave it away, "
                         "or say --no-cache")
@@ -669,7 +672,7 @@ def main(config, method_config, resume=None):
         model = SeeGPT(vit, gpt2, method, config.train_lm, config.train_vision).to(device).train()
         model.origin = {"method": config.method, "config": asdict(method_config), "dataset": config.dataset,
                         "task": task_of(items["train"][0]), "train_lm": config.train_lm, "train_vision": config.train_vision,
-                        **{name: {"name": getattr(config, name), "sha256": prints[name]} for name in prints},
+                        **{name: {"name": getattr(config, name), "sha256": hashes[name]} for name in hashes},
                         "train": asdict(config)}
         if config.init_from and not resume:
             begin_with(model, config.init_from)
@@ -680,17 +683,17 @@ def main(config, method_config, resume=None):
                            getattr(method_config, "soft", False)) for split in entries}
     if config.search and not (resume and "best" in resume):
         method_config.insert_layer = -1
-        if config.train_lm:  # the search changes what it trains; the retraining begins with what was loaded
-            lm = deepcopy(gpt2.state_dict())
+        loaded = deepcopy((vit.state_dict(), gpt2.state_dict()))  # the search may tune them; the retraining begins anew
         n = len(entries["train"])
         kept = min(1000, max(config.batch // 2, n // 20))  # of training, apart from what the supernet learns
         mixed = np.random.default_rng((config.seed, 2)).permutation(n)
         method_config.insert_layer = find_layer(
             fresh(), data["train"].part(mixed[kept:]), data["train"].part(mixed[:kept], max(1, config.batch // 2)),
-            round(config.search_epochs * n / config.batch), config, method_config, out, device, autocast, resume)
+            round(config.search_epochs * n / config.batch), config, method_config, out, device, autocast,
+            torch.amp.GradScaler(device.type, enabled=dtype == torch.float16), resume)
         resume = None
-        if config.train_lm:
-            gpt2.load_state_dict(lm)
+        vit.load_state_dict(loaded[0])
+        gpt2.load_state_dict(loaded[1])
     model = fresh()
     if world.main:
         start_table(model)

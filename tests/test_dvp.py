@@ -313,6 +313,9 @@ def test_search_then_retrain_with_the_found_layer_and_resume_is_exact(questions,
     origin = train.origin_of(tmp_path / "a")
     assert origin["config"]["insert_layer"] == found["layer"] and len(origin["config"]["answers"]) > 2
     assert not any(n.startswith("method.xattn.1.") for n in tensors)  # one cross-attention, not one a layer
+    # What was learnt in the search is not inherited: the layer's own run with this seed gives the same bits.
+    plain, _ = fit(questions, tmp_path / "c", *DVP_FLAGS, "--insert_layer", str(found["layer"]), "--steps", "6")
+    assert same(plain, tensors)
 
     class Impatient(train.Stop):
         """Ctrl-C after the second step."""
