@@ -41,12 +41,14 @@ RUN_WITH = {"coco": " --download (fetches 20 GB), or with --help for images you 
             "gqa": " --download (fetches 23 GB), or with --help for files you have",
             "snli_ve": " --download (the sentences; the images are Flickr30k's)",
             "scienceqa": " --download, or with --help for files you have",
+            "refcoco": " --download (156 MB; the images are COCO's), or with --help for files you have; the names are "
+                       "then refcoco/refcoco, refcoco/refcoco+ and refcoco/refcocog",
             "folder": " path/to/photos, and then give that path instead of the name"}
 FORM = ('{"id": 1, "image": "photo.jpg", "captions": ["A shoe."]} (or in place of captions: '
         '"question" and "answers", "hypothesis" and "label", "expression" and "box")')
 TASKS = ("captions", "question", "hypothesis", "expression")  # one of them is in every line
 KINDS = {"id": (int, str), "image": str, "captions": list, "question": str, "answers": dict,
-         "hypothesis": str, "label": str, "expression": str, "box": list, "proposals": list,
+         "hypothesis": str, "label": str, "expression": str, "box": list, "proposals": list, "masks": list,
          "raw_answers": list, "choices": list, "hint": str, "lecture": str, "solution": str}
 
 # ---------------------------------------------------------------------------- finding and reading
@@ -72,7 +74,7 @@ def find_dataset(name):
     for owner, task in ((folder, ""), (folder.parent, f" {folder.name}")):
         if owner.parent == DATA and (owner / "prepare.py").is_file():
             raise UserError(f"{key} is not prepared: run python data/{owner.name}/prepare.py"
-                            f"{task or RUN_WITH.get(owner.name, '')}")
+                            f"{task}{RUN_WITH.get(owner.name, '')}")
     if folder.is_dir():
         raise UserError(f"{name}: this folder has no train.jsonl; python data/folder/prepare.py {name} makes "
                         f"it from photos with captions, or write one line an item: {FORM}")
