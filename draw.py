@@ -116,18 +116,18 @@ def colour_bar(little, much, height=12, width=180):
     return canvas
 
 
-def sheet(blocks, little, much):
+def sheet(blocks, little="", much=""):
     """All blocks [(title, note, cells)] one under another, and the colour bar at the end.
 
-    All cells are of one size. little and much are the words at the two ends of the bar.
+    All cells are of one size. little and much are the words at the two ends of the bar; without them, no bar.
     """
     w = blocks[0][2][0][0].width + GAP
     most = max(1, (WIDE - 2 * MARGIN + GAP) // w)
     # Rows of equal length: 5 + 4 rather than 7 + 2.
     columns = [-(-len(cells) // -(-len(cells) // most)) for _, _, cells in blocks]
-    bar = colour_bar(little, much)
-    width = max(max(columns) * w - GAP, bar.width)
-    parts = [rows_of_cells(*block, n, width) for block, n in zip(blocks, columns)] + [bar]
+    bars = [colour_bar(little, much)] if little or much else []
+    width = max(max(columns) * w - GAP, *(bar.width for bar in bars), 560)
+    parts = [rows_of_cells(*block, n, width) for block, n in zip(blocks, columns)] + bars
     height = sum(p.height for p in parts) + GAP * (len(parts) - 1)
     canvas = Image.new("RGB", (width + 2 * MARGIN, height + 2 * MARGIN), PAPER)
     y = MARGIN

@@ -411,7 +411,7 @@ def main(config):
         if config.png:
             cells = [(Image.new("RGB", (96, 96), c), f"{w} {s:.2f}") for w, c, s in found]
             with replacing(config.png) as f:
-                draw.sheet([("colours found", "a photo in ...", cells)], "", "").save(f, "PNG")
+                draw.sheet([("colours found", "a photo in ...", cells)]).save(f, "PNG")
         if config.json:
             with replacing(config.json) as f:
                 f.write(json.dumps([{"word": w, "rgb": c, "log_p": s} for w, c, s in found], indent=1).encode() + b"\n")

@@ -5,6 +5,7 @@
     python sample.py photo.jpg --json captions.json         also as [{"image": ..., "caption": ...}]
     python sample.py photo.jpg --attn attn.png              also the sheet below
     python sample.py --ckpt out/dvp photo.jpg --question "what colour is the circle?"    answers, with probabilities
+    python sample.py photo.jpg --ground "the small circle" --boxes boxes.json --attn winner.png    which box is meant (CPT)
 
   a small red circle left of a large blue square
   +---------+  +---------+  +---------+  +---------+  +---------+
@@ -33,13 +34,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from cli import UserError, opt, parse, run
 from clip_vit import MEAN, STD, open_image, preprocess
-from data.common import progress, replacing
-from draw import heat, sheet
+from data.common import progress, read_json, replacing
+from draw import fit, heat, sheet
 from model import SeeGPT, condition, here
+from prompts import NONE, PAINTS, blank, fill_in, paint
 from train import pick_device
 
 # What counts as an image file in a folder.
@@ -61,6 +63,8 @@ class Config:
     prompt: str = opt("", "how the text begins (no space at its end); not repeated")
     question: str = opt("", "ask this of every picture instead of describing it; of a model trained on hypotheses: is this true?")
     top: int = opt(3, "answers shown to a question, the likeliest first")
+    ground: str = opt("", "say which box of every picture this means: each is painted, and the captioner names the colour")
+    boxes: str = opt("", "JSON file for --ground: [[x, y, w, h], ...] in pixels, or {image: such a list}; empty: sliding windows")
     json: str = opt("", "write the captions to this file, too")
     attn: str = opt("", f"PNG file for where the method looked; the first {SHEET} pictures only")
     device: str = opt("auto", "auto, cpu, cuda, mps")
@@ -185,6 +189,63 @@ def block(model, x, feats, name, caption, ids, config):
     return caption, name, [(image, ""), *cells]
 
 
+# ---------------------------------------------------------------------------- pointing
+
+def windows(size):
+    """Squares of a half and a quarter of the shorter side, each half over the next: what to choose from without boxes."""
+    found = []
+    for part in (2, 4):
+        side = min(size) / part
+        xs, ys = ([i * side / 2 for i in range(int(2 * (length - side) / side) + 1)] for length in size)
+        found += [[x, y, side, side] for y in ys for x in xs]
+    return found
+
+
+def read_boxes(path, name):
+    """The boxes for an image; None without a file. UserError unless it holds boxes of four numbers."""
+    if not path:
+        return None
+    form = "expected [[x, y, w, h], ...] in pixels, or {image: such a list}"
+    found = read_json(Path(path), form)
+    if isinstance(found, dict):
+        if not (key := next((k for k in (name, Path(name).name) if k in found), None)):
+            raise UserError(f"{path} has no boxes for {name}; {form}")
+        found = found[key]
+    good = isinstance(found, list) and found and all(
+        isinstance(b, list) and len(b) == 4 and all(isinstance(v, (int, float)) for v in b) and min(b[2:]) > 0 for b in found)
+    if not good:
+        raise UserError(f"{path}: no boxes, or not of this form; {form}")
+    return found
+
+
+def point(model, name, config, device):
+    """(boxes, scores (n,), best first; the painted pictures of the best) for one image. The score is
+    log p(red) - log p(none) behind "... is in", zero-shot; the whole picture is squeezed into the square."""
+    image = open_image(name).convert("RGB")
+    boxes = read_boxes(config.boxes, name) or windows(image.size)
+    scores = []
+    for i in range(0, len(boxes), config.batch):
+        copies = [paint(image, [(box, PAINTS["red"])]) for box in boxes[i:i + config.batch]]
+        feats = model.see(torch.stack([preprocess(c, model.vit.image_size, crop=False) for c in copies]).to(device))
+        red, none = fill_in(model, feats, [blank(config.ground)] * len(copies), ["red", NONE]).unbind(1)
+        scores += (red - none).tolist()
+    order = sorted(range(len(boxes)), key=lambda i: -scores[i])
+    return image, [(boxes[i], scores[i]) for i in order]
+
+
+def block_of_boxes(image, name, phrase, found, most=11):
+    """For draw.sheet: the picture with the winner's outline, then the painted candidates, best first."""
+    big = 224 / max(image.size)
+    big = int(big) if big >= 2 else big  # as fit has it
+    enlarge = lambda p: p.resize([max(1, round(v * big)) for v in p.size], Image.NEAREST if big > 2 else Image.LANCZOS)
+    whole = enlarge(image)
+    x, y, w, h = (v * big for v in found[0][0])
+    ImageDraw.Draw(whole).rectangle((x, y, min(x + w, whole.width) - 1, min(y + h, whole.height) - 1), outline=(240, 0, 30), width=3)
+    cells = [(fit(whole, 224, 224), "the winner")]
+    cells += [(fit(paint(image, [(box, PAINTS["red"])]), 224, 224), f"{score:.2f}") for box, score in found[:most]]
+    return phrase, f"{name}, {len(found)} boxes; numbers: log p(red) - log p(none)", cells
+
+
 # ---------------------------------------------------------------------------- the command
 
 def say(text, end="\n"):
@@ -211,6 +272,10 @@ def check(config):
             raise UserError(f"--{name} {getattr(config, name)}: must be 1 or more")
     if config.temperature < 0 or config.top_k < 0 or not 0 < config.top_p <= 1:
         raise UserError("--temperature and --top_k must be 0 or more, --top_p above 0 and at most 1")
+    if config.ground and (config.question or config.prompt):
+        raise UserError("--ground, --question or --prompt: one of them")
+    if config.boxes and not config.ground:
+        raise UserError("--boxes is for --ground")
     if config.attn and not config.attn.lower().endswith(".png"):
         raise UserError(f"--attn {config.attn}: a name that ends in .png, please")
 
@@ -223,7 +288,7 @@ def save(config, results, blocks):
     if config.attn:
         with replacing(config.attn) as f:
             much = "looked at most" if config.question else "looked at most, when about to write the word"
-            sheet(blocks, "hardly looked at", much).save(f, "PNG")
+            sheet(blocks, *(() if config.ground else ("hardly looked at", much))).save(f, "PNG")
         if len(results) > len(blocks):
             say(f"note: {config.attn} shows the first {SHEET} of {len(results)} pictures")
 
@@ -240,8 +305,12 @@ def main(config):
     model = SeeGPT.load(ckpt, device, config.gpt2 or None, config.clip or None).hold(dtype)
     torch.manual_seed(config.seed)
     chooses, task = bool(model.method.answers), model.origin.get("task", "captions")
+    if chooses and config.ground:
+        raise UserError(f"{ckpt} chooses among answers; --ground needs a model that writes")
     if chooses and not config.question:
         raise UserError(f'{ckpt} answers questions: ask one, --question "..."')
+    if config.ground:
+        return ground(model, files, config, device)
     if config.question and task == "captions":
         raise UserError(f"{ckpt} was trained on captions, so it answers no question; leave --question away, or name "
                         "with --ckpt a model trained on questions")
@@ -284,6 +353,21 @@ def main(config):
     if len(results) < len(files):
         raise UserError(f"{len(files) - len(results)} of {len(files)} images could not be read; "
                         "the others have their captions")
+
+
+def ground(model, files, config, device):
+    """--ground: prints the best box of every image, and with --attn draws the candidates."""
+    if not config.boxes:
+        say("note: no --boxes, so the choice is among sliding windows, squares of a half and a quarter of the shorter side")
+    results, blocks = [], []
+    for name in files:
+        image, found = point(model, name, config, device)
+        print(f"{name}: {[round(v, 1) for v in found[0][0]]} ({found[0][1]:.2f}, the next {found[1][1]:.2f})" if len(found) > 1 else
+              f"{name}: {[round(v, 1) for v in found[0][0]]} ({found[0][1]:.2f}, the only one)", flush=True)
+        results.append({"image": name, "expression": config.ground, "boxes": [{"box": b, "score": s} for b, s in found]})
+        if len(blocks) < SHEET:
+            blocks.append(block_of_boxes(image, name, config.ground, found))
+    save(config, results, blocks)
 
 
 if __name__ == "__main__":

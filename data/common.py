@@ -159,7 +159,7 @@ def unique(captions):
 
 def read_json(path, hint, **more):
     """What a JSON file holds; more goes to json.loads. UserError that ends in hint, which says where
-    the file comes from."""
+    the file comes from ("fetch ..."), or of one's own file what is "expected ..." in it."""
     try:
         return json.loads(path.read_bytes(), **more)
     except FileNotFoundError as e:
@@ -167,7 +167,8 @@ def read_json(path, hint, **more):
     except OSError as e:
         raise UserError(f"{path}: cannot be read ({e.strerror or e})") from e
     except (ValueError, RecursionError) as e:
-        raise UserError(f"{path}: damaged or cut off ({e}); delete it, then {hint}") from e
+        again = "" if hint.startswith("expected") else "delete it, then "
+        raise UserError(f"{path}: not JSON, damaged or cut off ({e}); {again}{hint}") from e
 
 
 # ---------------------------------------------------------------------------- Karpathy's splits

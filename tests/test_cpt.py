@@ -326,3 +326,42 @@ def test_what_cannot_be_asked_is_refused(refer, host, words, says):
     words = [str(refer) if w == "MINI" else w for w in words]
     with pytest.raises(UserError, match=says):
         command("--ckpt", host, *(["--dataset", refer] if "--dataset" not in words else []), *words)
+
+
+# ---------------------------------------------------------------------------- pointing at one's own picture
+
+def pointing(host, *words):
+    import sample
+    sample.main(*parse(sample.Config, argv=["--ckpt", str(host), *map(str, words)]))
+
+
+def test_one_points_at_a_picture_with_boxes_and_without(refer, host, tmp_path, capsys):
+    import sample
+    boxes = [[0, 0, 20, 20], [30, 30, 20, 20], [40, 0, 20, 20]]
+    (tmp_path / "b.json").write_text(json.dumps({"test0.png": boxes}))
+    pointing(host, refer / "test0.png", "--ground", "the circle", "--boxes", tmp_path / "b.json", "--json", tmp_path / "o.json",
+             "--attn", tmp_path / "o.png")
+    found, = json.loads((tmp_path / "o.json").read_text())
+    assert sorted(b["box"] for b in found["boxes"]) == sorted(boxes)
+    scores = [b["score"] for b in found["boxes"]]
+    assert scores == sorted(scores, reverse=True) and str(found["boxes"][0]["box"]) in capsys.readouterr().out
+    # the same numbers as from the pictures painted one by one
+    model, image = ground.SeeGPT.load(host), Image.open(refer / "test0.png").convert("RGB")
+    for b in found["boxes"]:
+        logp = fill_in(model, ground.see(model, [paint(image, [(b["box"], PAINTS["red"])])], "cpu"), ["the circle is in"], ["red", NONE])[0]
+        assert float(logp[0] - logp[1]) == pytest.approx(b["score"], abs=1e-4)
+    assert Image.open(tmp_path / "o.png").width > 500
+    pointing(host, refer / "test0.png", "--ground", "the circle")
+    assert "sliding windows" in capsys.readouterr().err
+    for x, y, w, h in sample.windows((640, 480)):
+        assert x >= 0 and y >= 0 and x + w <= 640 and y + h <= 480 and w == h
+
+
+@pytest.mark.parametrize("content, says", [
+    ("[]", "no boxes"), ("[[1, 2, 3]]", "not of this form"), ("[[1, 2, 0, 4]]", "not of this form"), ("{}", "has no boxes for"),
+    ("{", "JSON"), (None, "no such file")])
+def test_boxes_that_are_none_end_in_one_line(refer, host, tmp_path, content, says):
+    if content is not None:
+        (tmp_path / "b.json").write_text(content)
+    with pytest.raises(UserError, match=says):
+        pointing(host, refer / "test0.png", "--ground", "the circle", "--boxes", tmp_path / "b.json")
