@@ -89,6 +89,7 @@ SHAPES = dict(gpt2="data/shapes/tiny-gpt2", clip="data/shapes/tiny-clip", epochs
 DVP = dict(method="dvp", lr=5e-4, beta2=0.98, weight_decay=0.01)
 PRESETS = {
     "shapes": dict(SHAPES, lr=4e-3, width_ratio=1.0, heads=16, score=1000),
+    "shapes/regions": dict(SHAPES, lr=4e-3, width_ratio=1.0, heads=16, rows=6),
     "shapes vanilla": dict(lr=2e-3),
     "shapes vcgpt": dict(lr=1e-3, n_fusion=2, heads=4),
     "shapes prefix": dict(lr=1e-3, tokens="all", mapper_layers=2, heads=4),
@@ -112,7 +113,7 @@ PRESETS = {
     "clipcap-tuned": dict(method="prefix", clip="ViT-B/32", mapper="mlp", prefix_length=10, train_lm=True,
                           batch=8, rows=5, lr=2e-5, backbone_lr=2e-5, warmup=5000),
 }
-DATASETS = ("shapes", "shapes/vqa", "shapes/entail", "vqa2", "gqa", "snli_ve", "scienceqa")  # the presets that --dataset chooses, not --preset
+DATASETS = ("shapes", "shapes/regions", "shapes/vqa", "shapes/entail", "vqa2", "gqa", "snli_ve", "scienceqa")  # the presets that --dataset chooses, not --preset
 
 
 # ---------------------------------------------------------------------------- where it runs

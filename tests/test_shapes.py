@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from clip_vit import CLIPText, CLIPViT, get_clip_tokenizer, preprocess
+from data.common import load_split
 from data.shapes import prepare, pretrain, world
 from data.shapes.world import Thing
 from gpt2 import GPT2
@@ -137,7 +138,7 @@ def test_a_painted_thing_is_named_by_its_paint_and_the_rest_of_the_picture_stays
 
 def test_adaptation_splits_hold_only_their_own_scenes(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "IMAGES", {"train": 20, "val": 8, "test": 8, "novel": 8})
-    for task in ("caption", "vqa", "entail", "refer"):
+    for task in ("caption", "vqa", "entail", "refer"):  # regions have no "scene" in their lines
         prepare.prepare(task, tmp_path / task)
         for split in prepare.IMAGES:
             lines = (tmp_path / task / f"{split}.jsonl").read_text().splitlines()
@@ -209,3 +210,23 @@ def test_all_objects_can_be_named_with_a_wrong_relation():
     assert world.names_all("a large blue square with a small red circle to its left", scene)
     for text in ("a small red circle", wrong + " and a small red star", "a small red circle left of a small red circle"):
         assert not world.names_all(text, scene)
+
+
+def test_descriptions_are_true_of_the_thing_they_name():
+    rng = random.Random(0)
+    for _ in range(200):
+        scene = world.sample(rng, rng.randint(3, 7))
+        for text in world.descriptions(scene, rng):
+            name, said = text.removeprefix("the ").split(" is ", 1)
+            if said == "in none":
+                assert not any(world.fits(name, t) for t in scene)
+            elif not any(f" {rel} " in f" {name} " for rel in world.WORDED):
+                thing, = [t for t in scene if world.fits(name, t)]
+                assert said in (f"in {thing.colour}", thing.size, thing.place, world.a(thing.shape))
+
+
+def test_regions_are_prepared_as_captions(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "IMAGES", {"train": 5, "val": 2})
+    prepare.prepare("regions", tmp_path)
+    items = load_split(tmp_path, "train")
+    assert len(items) == 5 and all(len(item["captions"]) >= 6 and "scene" not in item for item in items)

@@ -1,7 +1,7 @@
 """Draws the shapes datasets: pictures with captions, and the world's other tasks.
 
     python data/shapes/prepare.py                # data/shapes: captions (train.py does this by itself)
-    python data/shapes/prepare.py vqa entail refer
+    python data/shapes/prepare.py vqa entail refer regions
 
 One line an item in {train,val,test,novel}.jsonl; "scene" is the exact truth behind the picture:
 
@@ -9,6 +9,8 @@ One line an item in {train,val,test,novel}.jsonl; "scene" is the exact truth beh
     vqa:     {"id": 0, "image": ..., "question": "is there a star?", "answers": {"no": 1}, "scene": [...]}
     entail:  {"id": 0, "image": ..., "hypothesis": "there is a star", "label": "contradiction", "scene": [...]}
     refer:   {"id": 0, "image": ..., "expression": "the star", "box": [x, y, w, h], "proposals": [...], ...}
+    regions: {"id": 0, "image": ..., "captions": ["the star is in red", ...]}, crowds as in refer, many texts each:
+             what Visual Genome's region descriptions are to COCO's captions
 
 Boxes are in pixels. "names_colour" tells whether a referring expression mentions a colour.
 """
@@ -25,12 +27,13 @@ from cli import UserError, opt, parse, run
 from data.common import write_meta, write_split
 from data.shapes import world
 
+TASKS = ("caption", "vqa", "entail", "refer", "regions")
 IMAGES = {"train": 8000, "val": 1000, "test": 1000, "novel": 500}  # how many of each split
 
 
 @dataclass
 class Config:
-    task: list = opt(["caption"], "caption, vqa, entail, refer", positional=True)
+    task: list = opt(["caption"], f"some of {', '.join(TASKS)}", positional=True)
     seed: int = opt(1337, "of scenes, tints and words; the splits do not depend on it")
     out: str = opt("", "folder; empty: data/shapes for captions, data/shapes/TASK for the others")
 
@@ -43,6 +46,8 @@ def texts(task, scene, rng):
         return [{"question": q, "answers": {a: 1}} for q, a in world.questions(scene, rng)[:3]]
     if task == "entail":
         return [{"hypothesis": h, "label": label} for h, label in world.hypotheses(scene, rng)[:3]]
+    if task == "regions":
+        return [{"captions": world.descriptions(scene, rng)}]
     i = rng.randrange(len(scene))
     said = world.expression(scene, i, rng)
     boxes = [t.box for t in scene]
@@ -56,7 +61,7 @@ def texts(task, scene, rng):
 def things(task, split, rng):
     """How many Things the next scene of a task has. One or two in captions; training has more of the
     pairs, which are what has to be learnt."""
-    return rng.randint(3, 7) if task == "refer" else rng.choice((1, 2, 2, 2) if split == "train" else (1, 2))
+    return rng.randint(3, 7) if task in ("refer", "regions") else rng.choice((1, 2, 2, 2) if split == "train" else (1, 2))
 
 
 def prepare(task, folder, seed=1337):
@@ -70,7 +75,8 @@ def prepare(task, folder, seed=1337):
             scene = world.sample_from(rng, things(task, split, rng), (split,))
             image = f"images/{split}/{i:05}.png"
             world.render(scene, rng).save(folder / image, compress_level=1)
-            items += [{"image": image, **item, "scene": world.to_json(scene)} for item in texts(task, scene, rng)]
+            truth = {} if task == "regions" else {"scene": world.to_json(scene)}  # what exact captions are measured by
+            items += [{"image": image, **item, **truth} for item in texts(task, scene, rng)]
         write_split(folder, split, [{"id": i, **item} for i, item in enumerate(items)])
         counts[split] = n
     write_meta(folder, {"task": task, "images": counts, "seed": seed})
@@ -79,8 +85,8 @@ def prepare(task, folder, seed=1337):
 
 def main(config):
     for task in config.task:
-        if task not in ("caption", "vqa", "entail", "refer"):
-            raise UserError(f"there is no task {task}: caption, vqa, entail or refer")
+        if task not in TASKS:
+            raise UserError(f"there is no task {task}: {', '.join(TASKS)}")
         folder = Path(config.out) if config.out else HERE if task == "caption" else HERE / task
         counts = prepare(task, folder, config.seed)
         print(f"{task}: " + ", ".join(f"{n:,} {split} images" for split, n in counts.items()) + f" in {folder}")

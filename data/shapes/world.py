@@ -61,7 +61,7 @@ class Thing:
     def box(self):
         """[x, y, w, h] in pixels."""
         r = SIZES[self.size]
-        return [self.x - r, self.y - r, 2 * r, 2 * r]
+        return [round(v, 1) for v in (self.x - r, self.y - r, 2 * r, 2 * r)]
 
 
 def to_json(scene):
@@ -347,6 +347,16 @@ def hypotheses(scene, rng):
                     "entailment" if said == rel else "contradiction"))
     rng.shuffle(out)
     return out
+
+
+def descriptions(scene, rng):
+    """True sentences on single Things of a scene, and on Things that are not there, each once."""
+    found = []
+    for i, t in enumerate(scene):
+        found += [f"{expression(scene, i, rng)} is in {t.colour}",
+                  f"{expression(scene, i, rng)} is {rng.choice([t.size, t.place, a(t.shape)])}"]
+    found += [f"the {absent(scene, rng)} is in none" for _ in range(2)]
+    return list(dict.fromkeys(found))
 
 
 # ---------------------------------------------------------------------------- discourse
