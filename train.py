@@ -632,9 +632,10 @@ def main(config, method_config, resume=None):
         + f", {str(dtype).removeprefix('torch.')}: {why}")
 
     # ---- data
-    if world.main and config.dataset == "shapes" and not (prepare.HERE / "meta.json").exists():
+    shapes, _, task = config.dataset.partition("/")
+    if world.main and shapes == "shapes" and task in ("", *prepare.TASKS) and not (prepare.HERE / task / "meta.json").exists():
         say("drawing the shapes world")
-        prepare.prepare("caption", prepare.HERE)
+        prepare.prepare(task or "caption", prepare.HERE / task)
     world.sum([0], device)  # the other processes wait
     folder = find_dataset(config.dataset)
     items = {split: load_split(folder, split) for split in ("train", "val")}
