@@ -66,7 +66,8 @@ def parse(*configs, argv=None, defaults=None, usage=None, peek=False):
             kind, meta = hints[f.name], f.metadata
             if isinstance(kind, types.UnionType):  # `int | None` is written as an int
                 kind = next(k for k in typing.get_args(kind) if k is not type(None))
-            text = meta["help"].replace("%", "%%") + (f" [{default}]" if default not in ("", None, []) else "")
+            value = str(default) if len(str(default)) < 200 else f"{str(default)[:60]} ..."
+            text = (meta["help"] + (f" [{value}]" if default not in ("", None, []) else "")).replace("%", "%%")
             if meta["positional"]:
                 parser.add_argument(f.name, nargs="*", default=default, help=meta["help"])
             elif kind is bool:

@@ -481,27 +481,29 @@ def caption(model, items, config, device, autocast, label="captions"):
 
 def answer(model, items, config, device, autocast, label="answers"):
     """One answer an item, a list of str: chosen, or written greedily. An image is encoded once for its questions."""
-    texts, show, eyes, paths = [None] * len(items), progress(label, len(items)), {}, []
-    for number, item in enumerate(items):  # those on one image together
-        eyes.setdefault(item["image"] or ("none", number), []).append(number)
-    groups = sorted(eyes.values(), key=lambda group: items[group[0]]["image"] is None)
-    done = 0
-    while groups:
-        blind = items[groups[0][0]]["image"] is None
-        part = [g for g in groups[:config.batch] if (items[g[0]]["image"] is None) == blind]
-        groups = groups[len(part):]
-        numbers = [i for group in part for i in group]
-        prompts = [condition(items[i]) for i in numbers]
-        with autocast:
-            feats = None if blind else features(model, [items[group[0]] for group in part], device)
-            if feats is not None:
-                feats = feats[torch.tensor([g for g, group in enumerate(part) for _ in group], device=device)]
-            found = ([best[0][0] for best in model.choose(feats, prompts)] if model.method.answers else
-                     model.generate(feats, prompts, beam=1, max_new_tokens=config.max_new_tokens))
-        for i, text in zip(numbers, found):
-            texts[i] = text
-        done += len(numbers)
-        show(done)
+    if model.method.needs_image and any(item["image"] is None for item in items):
+        raise UserError("some items have no image, which this model cannot do without; dvp can")
+    texts, show = [None] * len(items), progress(label, len(items))
+    # Questions on one image one after another, those without one at the end.
+    order = sorted(range(len(items)), key=lambda i: (items[i]["image"] is None, str(items[i]["image"])))
+    with_image = sum(item["image"] is not None for item in items)
+    for part in (order[:with_image], order[with_image:]):
+        for at in range(0, len(part), config.batch):
+            numbers = part[at:at + config.batch]
+            prompts, first = [condition(items[i]) for i in numbers], {}  # image -> the first question on it
+            for i in numbers:
+                first.setdefault(items[i]["image"], i)
+            with autocast:
+                feats = None
+                if items[numbers[0]]["image"] is not None:
+                    place = {image: n for n, image in enumerate(first)}
+                    feats = features(model, [items[i] for i in first.values()], device)
+                    feats = feats[torch.tensor([place[items[i]["image"]] for i in numbers], device=device)]
+                found = ([best[0][0] for best in model.choose(feats, prompts)] if model.method.answers else
+                         model.generate(feats, prompts, beam=1, max_new_tokens=config.max_new_tokens))
+            for i, text in zip(numbers, found):
+                texts[i] = text
+            show(sum(text is not None for text in texts))
     return texts
 
 
@@ -669,10 +671,10 @@ def shown(score, low, high):
     return f"{score:.1f}" if low is None else f"{score:.1f} [{low:.1f}, {high:.1f}]"
 
 
-def table(rows, n):
-    """Markdown of {row: {metric: (score, low, high)}}, each of n images."""
+def table(rows, n, of="images"):
+    """Markdown of {row: {metric: (score, low, high)}}, each of n images or questions."""
     metrics = list(dict.fromkeys(name for scores in rows.values() for name in scores))
-    cells = [["checkpoint", "images", *metrics], ["---"] + ["---:"] * (1 + len(metrics))]
+    cells = [["checkpoint", of, *metrics], ["---"] + ["---:"] * (1 + len(metrics))]
     for name, scores in rows.items():
         numbers = [shown(*scores[m]) if m in scores else "" for m in metrics]
         cells.append([name.replace("|", "\\|"), f"{n:,}", *numbers])
@@ -748,9 +750,11 @@ def main(config):
             model = SeeGPT.load(path, device, config.gpt2 or None, config.clip or None).hold(dtype)
             autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
             task = answer if asked else caption
+            if bool(model.method.answers) > asked:
+                raise UserError(f"{path} chooses among answers; {dataset} asks for captions")
             captions[name] = task(model, items, config, device, autocast, f"{name}: {task.__name__}s")
         rows[name], ciders[name] = score_answers(captions[name], items) if asked else score(captions[name], items, config.official)
-    print(table(rows, len(items)))
+    print(table(rows, len(items), "questions" if asked else "images"))
     print(f"\n{dataset}, {config.split}; all x 100, as papers print them; in brackets the 95 % interval of "
           f"{RESAMPLES:,} resamples of the {'questions' if asked else 'images'}" + ("." if asked else "; Stanford's "
           "tokenizer, pycocoevalcap." if config.official else "; our own tokenizer (--official: Stanford's)."))

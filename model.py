@@ -261,6 +261,8 @@ class SeeGPT(nn.Module):
     def start(self, images, idx, max_new_tokens):
         """Reads the prompts (B, T) -> ctx, cache, cond (B,), and logits (B, V) for the first new token."""
         B, T = idx.shape
+        if self.method.answers:
+            raise UserError("this model chooses among answers, so it writes no text: ask it questions")
         if T + max_new_tokens > self.gpt2.config.n_positions:
             raise UserError(f"prompt and caption need {T + max_new_tokens} positions, this GPT-2 has "
                             f"{self.gpt2.config.n_positions}: ask for fewer new tokens")

@@ -22,8 +22,9 @@ Paper: Huang et al., "Dynamic Visual Prompting", arXiv 2306.00409; code: hsb1357
 Dynamic_Visual_Prompting, for BERT, T5 and LLaMA. K is found by a search with a k-armed bandit, KAB-APP.
 
 differs: GPT-2 is none of their models; sizes follow their BERT, the causal order their LLaMA. The query is
-the last token of the question, the only one that has read all of it. Dropout (0.1 there) is left out, and
-so is their tenfold learning rate of the head. Image tokens are brought to one scale, as everywhere here.
+the last token of the question, the only one that has read all of it. Left out are dropout (0.1 there),
+BERT's type embedding and the tenfold learning rate of the head; the search tunes the adapters, where theirs tunes
+all of BERT. Image tokens are brought to one scale, as everywhere here.
 
 Prefix is ClipCap, the baseline that the field compares with: Mokady et al., "ClipCap: CLIP Prefix for
 Image Captioning", arXiv 2111.09734. All of the image has to go through P vectors, once, before
@@ -187,15 +188,16 @@ class DVP(Method):
                               "DVP's full tuning has it together with --train_lm")
         readout: str = opt("lm", "write the answer, or choose it (head, DVP's way)", choices=("lm", "head"))
         soft: bool = opt(False, "several answers may be right, a yes or no for each (DVP on VQA2.0)")
-        heads: int = opt(0, "heads of the cross-attention; 0: as many as GPT-2 has (DVP: 12 for 768)")
+        heads: int = opt(0, "heads of the cross-attention; 0: as many as GPT-2 base has, 16 for wider ones (DVP)")
         answers: list = opt([], "the answers to choose from; empty: the dataset's")
 
     def __init__(self, config, gpt2, vit):
         super().__init__()
         c, L, K = gpt2.config, gpt2.config.n_layer, config.insert_layer
-        C, heads = c.n_embd, config.heads or c.n_head
-        # Inside the cross-attention as wide as GPT-2 base; for wider models 512, as they do for LLaMA.
-        width = C if C <= 768 else 512
+        C = c.n_embd
+        # The cross-attention is as wide as GPT-2 base; for wider models 512 in 16 heads, as they have it for LLaMA.
+        width, heads = (C, c.n_head) if C <= 768 else (512, 16)
+        heads = config.heads or heads
         if not -1 <= K < L:
             raise UserError(f"--insert_layer {K}: this GPT-2 has layers 0 to {L - 1}")
         if heads < 1 or width % heads:
@@ -265,7 +267,8 @@ class DVP(Method):
         logits, targets = logits[kept], targets[kept]
         if self.config.soft:  # summed over the answers: each of them is a question of its own
             return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(logits)
-        return F.cross_entropy(logits, targets)
+        kept = targets.sum(1) > 0  # an answer outside the classes is no target; accuracy counts it as wrong
+        return F.cross_entropy(logits[kept], targets[kept]) if kept.any() else 0 * logits.sum()
 
     def probabilities(self, logits):
         """Logits (R, A) -> probability of each answer: of being right (soft), or of being the one."""
@@ -325,7 +328,8 @@ def soft_accuracy(logits, targets):
 #   "the small circle left of the star is in" -------------> [ GPT-2 + (method) ] --> log p(" red" | copy i)
 #
 # differs: their model is masked and reads " color." behind the blank; here the blank is the end of the text. They
-# also tell a detector's names of the regions, "red person" for the painted one: GPT-2 has no place for those.
+# also tell a detector's names of the regions, "red person" for the painted one: GPT-2 has no place for those. Scores are
+# log-probabilities where theirs are raw logits, and a difference of two where theirs is a ratio, which a sign can turn.
 PAINTS = {"red": (240, 0, 30), "blue": (0, 10, 255), "yellow": (255, 255, 25), "purple": (155, 50, 210), "green": (0, 255, 0)}
 ALPHA = 127  # of 255
 NONE = "none"  # the word for: not here
@@ -360,6 +364,8 @@ def mask_of(segmentation, size):
     if isinstance(segmentation, list):
         mask = Image.new("L", size)
         for polygon in segmentation:
+            if len(polygon) < 6:
+                raise UserError(f"a mask has a polygon of {len(polygon) // 2} points; at least three make one")
             ImageDraw.Draw(mask).polygon([(polygon[i], polygon[i + 1]) for i in range(0, len(polygon) - 1, 2)], fill=255)
         return mask
     h, w = segmentation["size"]
@@ -372,7 +378,7 @@ def mask_of(segmentation, size):
 
 
 def runs_of(letters):
-    """COCO's letters -> run lengths: 5 bits a letter, lowest first, signed, from the third run on less the one two before."""
+    """COCO's letters -> run lengths: 5 bits a letter, lowest first, signed, from the fourth run on less the one two before."""
     runs, x, shift = [], 0, 0
     for letter in letters:
         bits = ord(letter) - 48

@@ -131,7 +131,7 @@ def look(model, feats, start, ids):
         seen = model.method.watch
     finally:
         model.method.watch = None
-    if not seen:
+    if not seen or any(a.shape[2] < T for _, a in seen):  # DVP looks once, before all words
         raise UserError(f"--attn: {model.origin.get('method', 'this method')} does not attend to "
                         "the image word by word, so there is nothing to show; ituning, vanilla and vcgpt do")
     # Mean over heads, then over layers. A method's own prompt tokens stand in front of the text.
@@ -223,6 +223,9 @@ def point(model, name, config, device):
     log p(red) - log p(none) behind "... is in", zero-shot; the whole picture is squeezed into the square."""
     image = open_image(name).convert("RGB")
     boxes = read_boxes(config.boxes, name) or windows(image.size)
+    for x, y, w, h in boxes:
+        if x >= image.width or y >= image.height or x + w <= 0 or y + h <= 0:
+            raise UserError(f"{config.boxes}: {[x, y, w, h]} lies outside {name}, which has {image.width} x {image.height} pixels")
     scores = []
     for i in range(0, len(boxes), config.batch):
         copies = [paint(image, [(box, PAINTS["red"])]) for box in boxes[i:i + config.batch]]
@@ -240,7 +243,8 @@ def block_of_boxes(image, name, phrase, found, most=11):
     enlarge = lambda p: p.resize([max(1, round(v * big)) for v in p.size], Image.NEAREST if big > 2 else Image.LANCZOS)
     whole = enlarge(image)
     x, y, w, h = (v * big for v in found[0][0])
-    ImageDraw.Draw(whole).rectangle((x, y, min(x + w, whole.width) - 1, min(y + h, whole.height) - 1), outline=(240, 0, 30), width=3)
+    right, below = max(x, min(x + w, whole.width) - 1), max(y, min(y + h, whole.height) - 1)
+    ImageDraw.Draw(whole).rectangle((x, y, right, below), outline=(240, 0, 30), width=3)
     cells = [(fit(whole, 224, 224), "the winner")]
     cells += [(fit(paint(image, [(box, PAINTS["red"])]), 224, 224), f"{score:.2f}") for box, score in found[:most]]
     return phrase, f"{name}, {len(found)} boxes; numbers: log p(red) - log p(none)", cells
@@ -310,7 +314,8 @@ def main(config):
     if chooses and not config.question:
         raise UserError(f'{ckpt} answers questions: ask one, --question "..."')
     if config.ground:
-        return ground(model, files, config, device)
+        with autocast:
+            return ground(model, files, config, device)
     if config.question and task == "captions":
         raise UserError(f"{ckpt} was trained on captions, so it answers no question; leave --question away, or name "
                         "with --ckpt a model trained on questions")
@@ -361,13 +366,22 @@ def ground(model, files, config, device):
         say("note: no --boxes, so the choice is among sliding windows, squares of a half and a quarter of the shorter side")
     results, blocks = [], []
     for name in files:
-        image, found = point(model, name, config, device)
+        try:
+            image, found = point(model, name, config, device)
+        except UserError as e:
+            if len(files) == 1:
+                raise
+            say(e)
+            continue
         print(f"{name}: {[round(v, 1) for v in found[0][0]]} ({found[0][1]:.2f}, the next {found[1][1]:.2f})" if len(found) > 1 else
               f"{name}: {[round(v, 1) for v in found[0][0]]} ({found[0][1]:.2f}, the only one)", flush=True)
         results.append({"image": name, "expression": config.ground, "boxes": [{"box": b, "score": s} for b, s in found]})
         if len(blocks) < SHEET:
             blocks.append(block_of_boxes(image, name, config.ground, found))
-    save(config, results, blocks)
+    if results:
+        save(config, results, blocks)
+    if len(results) < len(files):
+        raise UserError(f"{len(files) - len(results)} of {len(files)} images were left out, see above")
 
 
 if __name__ == "__main__":

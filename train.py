@@ -238,6 +238,8 @@ def entries_of(items):
     """
     entries = {}
     for item in items:
+        if not (item.get("captions") or item.get("answers") or item.get("label")):
+            raise UserError(f"item {item['id']} has neither captions nor answers nor a label, so nothing can be learnt from it")
         texts = [("", {caption: 1}) for caption in item.get("captions", ())] or [(condition(item), answers_to(item))]
         key = item["image"] if item["image"] is not None else ("none", len(entries))
         entries.setdefault(key, {"image": item["image"], "texts": []})["texts"] += texts
@@ -246,9 +248,13 @@ def entries_of(items):
 
 def answers_of(folder, entries):
     """The answers to choose from: the dataset's answers.json, or all that occur in train."""
-    if (folder / "answers.json").exists():
-        return read_json(folder / "answers.json", 'expected ["yes", "no", ...]')
-    return sorted({answer for entry in entries for _, answers in entry["texts"] for answer in answers})
+    path, form = folder / "answers.json", 'expected ["yes", "no", ...]'
+    if not path.exists():
+        return sorted({answer for entry in entries for asked, answers in entry["texts"] if asked for answer in answers})
+    found = read_json(path, form)
+    if not isinstance(found, list) or not all(isinstance(a, str) for a in found) or len(set(found)) < len(found):
+        raise UserError(f"{path}: not a list of different texts; {form}")
+    return found
 
 
 def rows_of(texts, k, enc, max_tokens):
@@ -298,6 +304,8 @@ def choices_of(texts, k, enc, classes, soft):
         for answer, count in row[1].items() if row else ():
             if answer in classes and (soft or count == max(row[1].values())):
                 target[classes[answer]] = min(1.0, 0.3 * count) if soft else 1.0
+        if row is not None and not soft:  # answers equally frequent share the one
+            target /= target.sum().clamp(min=1)
     return idx, targets, torch.tensor([len(i) for i in ids])
 
 
@@ -367,7 +375,7 @@ def validate(model, batches, config, device, autocast):
     """
     model.eval()
     sums = {"val_loss": 0.0, "blind_loss": 0.0} | ({"accuracy": 0.0} if model.method.answers else {})
-    total, n = 0, len(batches.entries)
+    total, seen, n = 0, 0, len(batches.entries)
     for part in np.array_split(np.arange(n), -(-n // max(2, config.batch))):
         for batch in batches.micro([(int(j), np.random.default_rng((0, int(j)))) for j in part]):
             images, idx, targets, cond = moved(batch, device)
@@ -376,13 +384,15 @@ def validate(model, batches, config, device, autocast):
             with torch.no_grad(), autocast:
                 feats = model.see(images)
                 logits, loss = model(feats, idx, targets, cond)
-                blind = loss if feats is None else model(feats.roll(1, 0), idx, targets, cond)[1]
             sums["val_loss"] += loss.item() * count
-            sums["blind_loss"] += blind.item() * count
+            if feats is not None:  # a question without an image is as blind as ever
+                with torch.no_grad(), autocast:
+                    sums["blind_loss"] += model(feats.roll(1, 0), idx, targets, cond)[1].item() * count
+                seen += count
             if model.method.answers:
                 sums["accuracy"] += soft_accuracy(logits, targets) * count
     model.train()
-    return {k: v / total for k, v in sums.items()}
+    return {k: v / max(1, seen if k == "blind_loss" else total) for k, v in sums.items()}
 
 
 def moved(batch, device):
@@ -420,7 +430,7 @@ def folder_for(config):
         return Path(config.out)
     base = Path("out") / f"{Path(config.dataset).name}-{config.method}"
     if config.resume:
-        runs = sorted(Path("out").glob("*/resume.pt"), key=lambda p: p.stat().st_mtime)
+        runs = sorted([*Path("out").glob("*/resume.pt"), *Path("out").glob("*/search.pt")], key=lambda p: p.stat().st_mtime)
         if not runs:
             raise UserError("--resume: there is no run in out/ yet; leave --resume away to start one")
         return runs[-1].parent
@@ -438,23 +448,27 @@ def begin_with(model, path):
         if origin[name]["sha256"] != model.origin[name]["sha256"]:
             raise UserError(f"--init_from {path} was trained on other {name} weights ({origin[name]['name']}); "
                             f"give those with --{name}")
-    for name in ("method", "config"):
-        if origin[name] != model.origin[name]:
-            raise UserError(f"--init_from {path} was trained with {name} {origin[name]}, this is {model.origin[name]}")
+    if origin["method"] != model.origin["method"]:
+        raise UserError(f"--init_from {path} was trained with method {origin['method']}, this is {model.origin['method']}")
+    before, now = origin["config"], model.origin["config"]
+    if other := [k for k in now if before.get(k) != now[k]]:
+        raise UserError(f"--init_from {path} was trained with other settings: "
+                        + ", ".join(f"{k} {str(before.get(k))[:40]}, here {str(now[k])[:40]}" for k in other))
     path = checkpoint_file(path)
     model.restore(read(path), path)
 
 
-def check(config, method_config):
+def check(config, method_config, resume):
     """UserError for a number that makes no sense."""
     for least, names in ((1, "batch rows accumulate max_tokens eval_every eval_images log_every"),
                          (0, "steps epochs warmup weight_decay beta2 lr backbone_lr score workers seed")):
         for name in names.split():
             if getattr(config, name) < least:
                 raise UserError(f"--{name} {getattr(config, name)}: must be {least} or more")
-    if config.search and getattr(method_config, "visual", "") != "one":
+    searches = config.search and not (resume and "best" in resume)
+    if searches and getattr(method_config, "visual", "") != "one":
         raise UserError("--search looks for the layer of dvp's one prompt token: --method dvp, --visual one")
-    if config.search and (config.search_epochs <= 0 or "WORLD_SIZE" in os.environ):
+    if searches and (config.search_epochs <= 0 or "WORLD_SIZE" in os.environ):
         raise UserError("--search needs --search_epochs above 0, and runs in one process, without torchrun")
     if getattr(method_config, "insert_layer", 0) < 0 and not config.search:
         raise UserError("--insert_layer -1 is for --search, which trains a cross-attention for every layer")
@@ -566,13 +580,16 @@ def find_layer(model, data, mini, steps, config, method_config, out, device, aut
 
         layers, earned = bandit.draw(dice), {}
         model.eval()
-        for method.K in layers.unique().tolist():
-            sums = []
-            for micro in mini[step]:
-                images, idx, targets, cond = moved(micro, device)
-                with torch.no_grad(), autocast:
-                    sums.append((reward(method, *model(images, idx, targets, cond), targets), int(scored(targets))))
-            earned[method.K] = sum(r * n for r, n in sums) / sum(n for _, n in sums)
+        held = mini[step]
+        if isinstance(held, str):
+            raise UserError(held)
+        with torch.no_grad(), autocast:
+            held = [moved(micro, device) for micro in held]
+            held = [(model.see(images), *texts) for images, *texts in held]  # once for all layers
+            for method.K in layers.unique().tolist():
+                sums = [(reward(method, *model(feats, idx, targets, cond), targets), int(scored(targets)))
+                        for feats, idx, targets, cond in held]
+                earned[method.K] = sum(r * n for r, n in sums) / sum(n for _, n in sums)
         model.train()
         bandit.update(layers, torch.tensor([earned[l] for l in layers.tolist()], dtype=torch.float64))
 
@@ -611,7 +628,7 @@ def workers(config):
 
 def main(config, method_config, resume=None):
     # ---- setup
-    check(config, method_config)
+    check(config, method_config, resume)
     began = time.time()
     world = World()
     device = pick_device(config.device)
@@ -625,7 +642,7 @@ def main(config, method_config, resume=None):
                         f"on {world.size} processes")
     say = print if world.main else lambda *a, **k: None
     out = Path(config.out)
-    if (out / "resume.pt").exists() and not resume:
+    if ((out / "resume.pt").exists() or (out / "search.pt").exists()) and not resume:
         raise UserError(f"{out} already holds a run: add --resume to go on with it, or choose another --out")
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     say(f"run {out} on {device}" + (f" x {world.size}" if world.size > 1 else "")
@@ -641,13 +658,25 @@ def main(config, method_config, resume=None):
     items = {split: load_split(folder, split) for split in ("train", "val")}
     if "expression" in items["train"][0]:
         raise UserError(f"{folder}/train.jsonl holds referring expressions; what is trained here needs captions, questions or hypotheses")
-    entries = {split: entries_of(items[split]) for split in items}
-    entries["val"] = entries["val"][:config.eval_images]
+    if config.score and "scene" not in items["train"][0]:
+        raise UserError("--score counts exact scenes, which only the captions of the shapes world have: leave it away")
+    task, entries = task_of(items["train"][0]), {split: entries_of(items[split]) for split in items}
+    del items  # hundreds of thousands of questions take a gigabyte
     cls, _ = find_method(config.method)
-    if cls.needs_image and entries["train"][-1]["image"] is None:
-        raise UserError(f"{folder}/train.jsonl has items without an image, which {config.method} cannot read; dvp can")
-    if getattr(method_config, "answers", None) == [] and getattr(method_config, "readout", "") == "head":
-        method_config.answers = answers_of(folder, entries["train"])
+    for split in entries:
+        if entries[split][-1]["image"] is None:
+            if cls.needs_image:
+                raise UserError(f"{folder}/{split}.jsonl has items without an image, which {config.method} cannot read; dvp can")
+            if getattr(method_config, "adapter", 1) == 0 and not config.train_lm:
+                raise UserError("--adapter 0 learns nothing from items without an image, and this dataset has some")
+    if entries["val"][-1]["image"] is None:  # those without an image come last: a part of both
+        entries["val"] = entries["val"][::-(-len(entries["val"]) // config.eval_images)]
+    entries["val"] = entries["val"][:config.eval_images]
+    if getattr(method_config, "readout", "") == "head":
+        method_config.answers = method_config.answers or answers_of(folder, entries["train"])
+        known = set(method_config.answers)
+        if len(known) > 1 and not any(known & set(answers) for entry in entries["train"] for _, answers in entry["texts"]):
+            raise UserError(f"none of the answers in {folder}/train.jsonl is among the {len(known):,} to choose from")
 
     # ---- model
     if not world.main:  # the main process goes first: what has to be downloaded is downloaded once
@@ -673,7 +702,7 @@ def main(config, method_config, resume=None):
         method = cls(method_config, gpt2, vit)
         model = SeeGPT(vit, gpt2, method, config.train_lm, config.train_vision).to(device).train()
         model.origin = {"method": config.method, "config": asdict(method_config), "dataset": config.dataset,
-                        "task": task_of(items["train"][0]), "train_lm": config.train_lm, "train_vision": config.train_vision,
+                        "task": task, "train_lm": config.train_lm, "train_vision": config.train_vision,
                         **{name: {"name": getattr(config, name), "sha256": hashes[name]} for name in hashes},
                         "train": asdict(config)}
         if config.init_from and not resume:
@@ -688,6 +717,8 @@ def main(config, method_config, resume=None):
         loaded = deepcopy((vit.state_dict(), gpt2.state_dict()))  # the search may tune them; the retraining begins anew
         n = len(entries["train"])
         kept = min(1000, max(config.batch // 2, n // 20))  # of training, apart from what the supernet learns
+        if kept >= n or round(config.search_epochs * n / config.batch) < 1:
+            raise UserError(f"--search with {n:,} images and --batch {config.batch}: too few for a single step")
         mixed = np.random.default_rng((config.seed, 2)).permutation(n)
         method_config.insert_layer = find_layer(
             fresh(), data["train"].part(mixed[kept:]), data["train"].part(mixed[:kept], max(1, config.batch // 2)),
@@ -696,7 +727,10 @@ def main(config, method_config, resume=None):
         resume = None
         vit.load_state_dict(loaded[0])
         gpt2.load_state_dict(loaded[1])
+        del loaded
     model = fresh()
+    if not model.trained():
+        raise UserError("these settings leave nothing to train")
     if world.main:
         start_table(model)
 

@@ -431,3 +431,77 @@ def test_one_asks_about_a_picture(questions, trained, tmp_path, capsys):
     assert Image.open(tmp_path / "a.png").width > 500
     with pytest.raises(UserError, match="answers questions: ask one"):
         command(sample, "--ckpt", trained, photo)
+
+
+# ---------------------------------------------------------------------------- what cannot work ends in one line
+
+def rewritten(questions, folder, change):
+    """A copy of the mini questions with every item changed."""
+    from data.common import load_split, write_split
+    for split in ("train", "val"):
+        items = [{**item, "image": str(item["image"])} for item in load_split(questions, split)]
+        write_split(folder, split, [change(item) or item for item in items])
+    return folder
+
+
+@pytest.mark.parametrize("answers, says", [
+    ('[1, 2]', "not a list of different texts"), ('null', "not a list"), ('["yes", "yes"]', "not a list of different"),
+    ('["heavy", "light"]', "none of the answers"), ('["yes"]', "two answers or more"), ("{", "not JSON")])
+def test_answers_that_cannot_be_chosen_from_are_refused(questions, tmp_path, answers, says):
+    rewritten(questions, tmp_path, lambda item: None)
+    (tmp_path / "answers.json").write_text(answers)
+    with pytest.raises(UserError, match=says):
+        fit(tmp_path, tmp_path / "run", *DVP_FLAGS)
+
+
+def test_items_that_teach_nothing_are_named(questions, tmp_path):
+    rewritten(questions, tmp_path, lambda item: item.pop("answers") and None)
+    with pytest.raises(UserError, match="neither captions nor answers"):
+        fit(tmp_path, tmp_path / "run", *DVP_FLAGS)
+
+
+@pytest.mark.parametrize("words, says", [
+    (["--visual", "none", "--adapter", "0"], "nothing to train"), ([*DVP_FLAGS, "--score", "5"], "without|exact scenes"),
+    ([*DVP_FLAGS, "--search", "--batch", "60"], "too few")])
+def test_runs_that_could_not_learn_are_refused(questions, tmp_path, words, says):
+    with pytest.raises(UserError, match=says):
+        fit(questions, tmp_path / "run", "--method", "dvp", *words)
+
+
+def test_a_chooser_is_not_asked_for_captions(questions, trained, tmp_path):
+    import evaluate
+    with pytest.raises(UserError, match="chooses among answers"):
+        trained_model = SeeGPT.load(trained)
+        trained_model.generate(torch.randn(1, 65, 128))
+    from data.common import write_split
+    write_split(tmp_path, "test", [{"id": 0, "image": str(questions / "val0.png"), "captions": ["a star"]}])
+    with pytest.raises(UserError, match="asks for captions"):
+        command(evaluate, "--ckpt", trained, "--dataset", tmp_path)
+
+
+def test_a_stopped_search_is_not_overwritten(questions, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "search.pt").touch()
+    with pytest.raises(UserError, match="already holds a run"):
+        fit(questions, tmp_path / "run", *DVP_FLAGS)
+
+
+def test_an_answer_outside_the_classes_is_no_target_but_wrong(questions):
+    model = classifier().eval()
+    images, idx, _ = inputs()
+    targets = torch.eye(5)[[0, 1, 2, 3, 4, 0]]
+    targets[2] = 0
+    logits, loss = model(images, idx, targets, COND)
+    kept = [0, 1, 3, 4, 5]
+    want = torch.nn.functional.cross_entropy(logits[kept], targets[kept].argmax(1))
+    torch.testing.assert_close(loss, want)
+    assert soft_accuracy(targets * 2 - 1 + torch.eye(5)[[0, 1, 2, 3, 4, 0]], targets) == pytest.approx(5 / 6)
+    _, tied, _ = train.choices_of([[("is it red?", {"yes": 1, "no": 1})]], 1, ENC, {"yes": 0, "no": 1}, soft=False)
+    assert tied.tolist() == [[0.5, 0.5]]
+
+
+def test_a_dvp_that_writes_has_no_map_for_every_word(questions, tmp_path):
+    import sample
+    fit(questions, tmp_path / "run", "--method", "dvp", "--steps", "1")
+    with pytest.raises(UserError, match="does not attend to the image word by word"):
+        command(sample, "--ckpt", tmp_path / "run", questions / "val0.png", "--question", "is there a star?", "--attn", tmp_path / "a.png")
