@@ -36,11 +36,9 @@ TABLES = {
     "captions": {
         "ituning": ("I-Tuning", ["--method", "ituning"]),
         "vanilla": ("vanilla cross-attention", ["--method", "vanilla"]),
-        "vanilla-gate": ("vanilla, tanh gate", ["--method", "vanilla", "--gate", "--lr", "4e-3"]),
         "vcgpt": ("VC-GPT", ["--method", "vcgpt"]),
         "vcgpt-alone": ("VC-GPT without self-ensemble", ["--method", "vcgpt", "--no-self_ensemble"]),
         "prefix": ("prefix (ClipCap)", ["--method", "prefix"]),
-        "prefix-tuned": ("prefix, GPT-2 tuned", ["--method", "prefix", "--train_lm", "--backbone_lr", "1e-3"]),
     },
     "questions": {
         "none": ("question only", [*DVP, "--visual", "none"]),
@@ -50,7 +48,7 @@ TABLES = {
 }
 SCORES = {"captions": {"CIDEr-D": "CIDEr-D", "BLEU-4": "BLEU-4", "objects named": "objects named", "exact": "exact"},
           "questions": {"accuracy": "accuracy"}}
-LOOKS = ("#1f4e8c", "#d1652a", "#e2a36f", "#3b8f5a", "#9cc9ab", "#7a4a9e", "#bfa3d6")
+LOOKS = ("#1f4e8c", "#d1652a", "#3b8f5a", "#9cc9ab", "#7a4a9e", "#bfa3d6")
 
 
 @dataclass
