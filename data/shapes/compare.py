@@ -1,6 +1,6 @@
 """Every way to connect, in one table: trained on shapes for the same texts from the same frozen backbones.
 
-    python data/shapes/compare.py                              captions, 3 seeds: about an hour on two cores
+    python data/shapes/compare.py                              captions, 3 seeds: 15 trainings
     python data/shapes/compare.py --only ituning vanilla --seeds 1
     python data/shapes/compare.py --table questions            DVP: its layers, all image tokens, the question alone
 
