@@ -93,7 +93,7 @@ PRESETS = {
     "shapes vanilla": dict(lr=2e-3),
     "shapes vcgpt": dict(lr=1e-3, n_fusion=2, heads=4),
     "shapes prefix": dict(lr=1e-3, tokens="all", mapper_layers=2, heads=4),
-    "shapes/vqa": dict(SHAPES, method="dvp", readout="head", lr=2e-3),
+    "shapes/vqa": dict(SHAPES, method="dvp", readout="head", lr=2e-3, search_epochs=9.0),
     "shapes/entail": dict(SHAPES, method="dvp", readout="head", lr=2e-3),
     # DVP's recipe, 256 questions a step; the passes are over images, of which all questions come up ten (five) times.
     "vqa2": dict(DVP, readout="head", soft=True, batch=51, rows=5, epochs=10.0, warmup=2400),
