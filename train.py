@@ -843,6 +843,7 @@ def main(config, method_config, resume=None):
         say(f"done in {clock(time.time() - began)}{held}. Next: python sample.py --ckpt {out} picture.jpg")
     if world.size > 1:
         world.sum([0], device)  # who leaves first would take the connection away while others still score
+        time.sleep(1)  # pitfall: gloo aborts a process whose peer hangs up while it still reads the last answer
         dist.destroy_process_group()
 
 
