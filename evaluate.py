@@ -486,7 +486,7 @@ def answer(model, items, config, device, autocast, label="answers"):
     texts, show = [None] * len(items), progress(label, len(items))
     # Questions on one image one after another, those without one at the end.
     order = sorted(range(len(items)), key=lambda i: (items[i]["image"] is None, str(items[i]["image"])))
-    with_image = sum(item["image"] is not None for item in items)
+    with_image, done = sum(item["image"] is not None for item in items), 0
     for part in (order[:with_image], order[with_image:]):
         for at in range(0, len(part), config.batch):
             numbers = part[at:at + config.batch]
@@ -503,7 +503,8 @@ def answer(model, items, config, device, autocast, label="answers"):
                          model.generate(feats, prompts, beam=1, max_new_tokens=config.max_new_tokens))
             for i, text in zip(numbers, found):
                 texts[i] = text
-            show(sum(text is not None for text in texts))
+            done += len(numbers)
+            show(done)
     return texts
 
 
@@ -671,14 +672,20 @@ def shown(score, low, high):
     return f"{score:.1f}" if low is None else f"{score:.1f} [{low:.1f}, {high:.1f}]"
 
 
+def markdown(lines):
+    """A Markdown table of lines of cells (str), the first of them the head; all columns but the first to the right."""
+    head, *rest = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] + ["---:"] * (len(head) - 1), *rest])
+
+
 def table(rows, n, of="images"):
     """Markdown of {row: {metric: (score, low, high)}}, each of n images or questions."""
     metrics = list(dict.fromkeys(name for scores in rows.values() for name in scores))
-    cells = [["checkpoint", of, *metrics], ["---"] + ["---:"] * (1 + len(metrics))]
+    cells = [["checkpoint", of, *metrics]]
     for name, scores in rows.items():
         numbers = [shown(*scores[m]) if m in scores else "" for m in metrics]
         cells.append([name.replace("|", "\\|"), f"{n:,}", *numbers])
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+    return markdown(cells)
 
 
 def best_and_worst(items, captions, cider, scores, title):
@@ -776,7 +783,7 @@ def write_json(path, dataset, config, items, captions, rows, ciders):
     """The scores as one file, and for every row its captions as a plain results file beside it."""
     keys, asked = ("score", "low", "high"), task_of(items[0]) != "captions"
     decoding = {k: getattr(config, k) for k in ("beam", "length_penalty", "max_new_tokens", "prompt")}
-    result = {"dataset": dataset, "split": config.split, "images": len(items), "unit": "x 100",
+    result = {"dataset": dataset, "split": config.split, "questions" if asked else "images": len(items), "unit": "x 100",
               **({} if asked else {"tokenizer": "stanford" if config.official else "ours"}),
               **({} if asked or config.captions else decoding), "rows": []}
     for name, texts in captions.items():

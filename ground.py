@@ -25,6 +25,7 @@ import random
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -33,13 +34,13 @@ from PIL import Image
 
 import draw
 from cli import UserError, opt, parse, run
-from clip_vit import CLIPText, get_clip_tokenizer, open_image, preprocess
-from data.common import find_dataset, load_split, progress, replacing
-from evaluate import RESAMPLES, bootstrap, iou, shown
-from model import Rows, SeeGPT, here
-from prompts import NONE, PAINTS, blank, fill_in, mask_of, paint
+from clip_vit import CLIPText, get_clip_tokenizer, open_image
+from data.common import find_dataset, load_split, progress, read_json, replacing
+from evaluate import RESAMPLES, bootstrap, iou, markdown, shown
+from model import Rows, SeeGPT, here, padded
+from prompts import NONE, PAINTS, TEMPLATES, blank, fill_in, mask_of, paint, see_whole
 from sample import newest_run
-from train import pick_device, schedule
+from train import clock, groups_of, pick_device, schedule
 from weights import locate
 
 SMALL = 0.05  # of the image: ReCLIP's size prior drops boxes with less
@@ -54,13 +55,14 @@ class Config:
     images: int = opt(0, "only the first so many expressions; 0: all")
     masks: bool = opt(False, "paint the proposals' masks (CPT-Seg) instead of their boxes (CPT-Blk)")
     colours: list = opt(["red"], f"words to paint with, of {', '.join(PAINTS)}: one region a copy; several: as many regions")
+    template: str = opt(TEMPLATES[0], "the text, {} for the expression; its end is where the colour belongs", choices=TEMPLATES)
     strict: bool = opt(False, "count a choice above 0.5 with inclusive pixels, as CPT's code, not from 0.5 on")
     shots: list = opt([], "numbers of expressions to tune on (CPT 1 2 4 8 16), or all")
     seeds: int = opt(5, "few-shot runs for each number, with seeds 0, 1, ... (CPT 5)")
     steps: int = opt(500, "steps of a few-shot run (CPT 500)")
     lr: float = opt(3e-5, "peak learning rate of a few-shot run (CPT 3e-5; its fine-tuned head twice that)")
     search: bool = opt(False, "rank colours and words by what the captioner calls pure colours")
-    json: str = opt("", "write the numbers to this file, too")
+    json: str = opt("", "write the numbers to this file, too; --shots goes on with what it holds")
     png: str = opt("", "picture of the curve over shots, or of the colours found")
     device: str = opt("auto", "auto, cpu, cuda, mps")
     gpt2: str = opt("", "where the frozen GPT-2 lies now, if not where it lay in training")
@@ -101,53 +103,56 @@ def grouped(item, G):
     return groups
 
 
-@torch.no_grad()
-def see(model, pictures, device, batch=64):
-    """PIL images -> feats (n, N, D). The whole image is squeezed into the square: no region is cut off."""
-    x = [preprocess(p, model.vit.image_size, crop=False) for p in pictures]
-    return torch.cat([model.see(torch.stack(x[i:i + batch]).to(device)) for i in range(0, len(x), batch)])
+def painted(model, items, config):
+    """Yields (number of an item, groups of its proposals, feats (n, N, D) of the copies with a group painted in each).
+
+    Items of one image follow each other: what is painted alike is painted and encoded once.
+    """
+    before, show = None, progress("painting", len(items))
+    order = sorted(range(len(items)), key=lambda i: str(items[i]["image"]))
+    for done, i in enumerate(order, 1):
+        item = items[i]
+        if (item["image"], item["proposals"]) != before:
+            before, image = (item["image"], item["proposals"]), open_image(item["image"])
+            what, groups = regions(item, image.size, config.masks), grouped(item, len(config.colours))
+            feats = see_whole(model, [paint(image, [(what[j], PAINTS[w]) for j, w in zip(group, config.colours)])
+                                      for group in groups])
+        yield i, groups, feats
+        show(done)
 
 
 # ---------------------------------------------------------------------------- zero-shot
 
-def zero_shot(model, items, config, device):
-    """{score: scores (n,) of every item's proposals}: "raw" is log p(word), "normalised" is log p(word) less that of
-    all words and "none" together; "wrong word", a control, is log p of a colour that is not there."""
-    words = config.colours
-    other = next(w for w in PAINTS if w not in words) if len(words) < len(PAINTS) else words[-1]
-    asked, found, show = [*words, NONE, other], [], progress("painting", len(items))
-    for number, item in enumerate(items):
-        image = open_image(item["image"]).convert("RGB")
-        what, groups = regions(item, image.size, config.masks), grouped(item, len(words))
-        copies = [paint(image, [(what[i], PAINTS[w]) for i, w in zip(group, words)]) for group in groups]
-        logp = fill_in(model, see(model, copies, device), [blank(item["expression"])] * len(copies), asked).cpu()
-        scores = {"raw": np.zeros(len(what)), "normalised": np.zeros(len(what)), "wrong word": np.zeros(len(what))}
-        for row, group in zip(logp, groups):
-            for w, i in enumerate(group):
-                scores["raw"][i] = row[w]
-                scores["normalised"][i] = row[w] - row[:len(words) + 1].logsumexp(0)
-                scores["wrong word"][i] = row[-1]
-        found.append(scores)
-        show(number + 1)
-    return {name: [scores[name] for scores in found] for name in found[0]}
+def zero_shot(model, items, config, clip=None):
+    """{score: [scores (n,) of an item's proposals]}.
+
+    "raw" is log p(word); "normalised" is log p(word) less that of all words of PAINTS and "none" together; "wrong word", a
+    control, is log p of a colour that is not there. With one colour and clip, a text tower and its tokenizer, also "CLIP
+    alone": how near the copy is to "... is in red color." (CPT-adapted, in ReCLIP).
+    """
+    words, asked = config.colours, [*PAINTS, NONE]
+    own, wrong = [asked.index(word) for word in words], [i for i, word in enumerate(PAINTS) if word not in words]
+    found = {name: [np.zeros(len(item["proposals"])) for item in items] for name in (
+        "raw", "normalised", *(["wrong word"] if wrong else []), *(["CLIP alone"] if clip and len(words) == 1 else []))}
+    for i, groups, feats in painted(model, items, config):
+        phrase = blank(items[i]["expression"], config.template)
+        logp = fill_in(model, feats, [phrase] * len(feats), asked).cpu()
+        scores = {"raw": logp[:, own], "normalised": logp.log_softmax(1)[:, own]}
+        if wrong:
+            scores["wrong word"] = logp[:, wrong[:1]].expand(-1, len(words))
+        if "CLIP alone" in found:
+            scores["CLIP alone"] = clip_score(model.vit, *clip, feats, f"{phrase} {words[0]} color.").cpu()
+        for name in found:
+            for group, row in zip(groups, scores[name].tolist()):
+                found[name][i][group] = row[:len(group)]
+    return found
 
 
 @torch.no_grad()
-def clip_scores(model, items, config, device):
-    """Scores of CLIP alone (CPT-adapted, in ReCLIP): painted red, how near is the image to "... is in red color."."""
-    folder = locate(here(model.origin["clip"]["name"])) if not config.clip else locate(config.clip)
-    text = CLIPText.from_pretrained(folder).to(device)
-    encode = get_clip_tokenizer(folder if folder.is_dir() else None)
-    found, show = [], progress("CLIP", len(items))
-    for number, item in enumerate(items):
-        image = open_image(item["image"]).convert("RGB")
-        copies = [paint(image, [(r, PAINTS["red"])]) for r in regions(item, image.size, config.masks)]
-        x = torch.stack([preprocess(p, model.vit.image_size, crop=False) for p in copies]).to(device)
-        seen = nn.functional.normalize(model.vit.encode_image(x), dim=-1)
-        words = text.encode_text(encode([f"{blank(item['expression'])} red color."]).to(device))
-        found.append((seen @ nn.functional.normalize(words, dim=-1)[0]).cpu().numpy())
-        show(number + 1)
-    return found
+def clip_score(vit, text, encode, feats, sentence):
+    """Cosines (n, 1) of painted copies, as feats of the ViT, and a sentence."""
+    seen = nn.functional.normalize(vit.ln_post(feats[:, 0]) @ vit.proj, dim=-1)
+    return seen @ nn.functional.normalize(text.encode_text(encode([sentence]).to(feats.device)), dim=-1).T
 
 
 def chances(items, hits):
@@ -161,13 +166,13 @@ def chances(items, hits):
     return np.array(blind), np.array(prior)
 
 
-def naming(model, items, device):
+def naming(model, items, config):
     """How often the captioner calls the paint on the true box by its name: {word: share}, the premise of CPT."""
     right = {word: [] for word in PAINTS}
     for item in items:
-        image = open_image(item["image"]).convert("RGB")
-        copies = [paint(image, [(item["box"], colour)]) for colour in PAINTS.values()]
-        logp = fill_in(model, see(model, copies, device), [blank(item["expression"])] * len(copies), list(PAINTS))
+        image = open_image(item["image"])
+        feats = see_whole(model, [paint(image, [(item["box"], colour)]) for colour in PAINTS.values()])
+        logp = fill_in(model, feats, [blank(item["expression"], config.template)] * len(feats), list(PAINTS))
         for i, word in enumerate(PAINTS):
             right[word].append(int(logp[i].argmax()) == i)
     return {word: float(np.mean(hits)) for word, hits in right.items()}
@@ -187,7 +192,7 @@ class RegionHead(nn.Module):
         self.score = nn.Sequential(nn.Linear(D + C + 5, C), nn.GELU(), nn.LayerNorm(C), nn.Linear(C, 1))
 
     def forward(self, regions, text):
-        return self.score(torch.cat([regions, text.expand(len(regions), -1)], -1))[:, 0]  # (n,)
+        return self.score(torch.cat([regions, text], -1))[:, 0]  # (n,)
 
 
 def region_tokens(feats, item, size):
@@ -206,19 +211,26 @@ def region_tokens(feats, item, size):
     return torch.stack(rows)
 
 
-def phrase_state(model, feats, phrase):
-    """The captioner's last state (1, C) behind a phrase, with the clean image before it."""
-    enc, method, seen = model.gpt2.tokenizer, model.method, []
-    idx = torch.tensor([[enc.eot_token, *enc.encode_ordinary(phrase.lower())]], device=feats.device)
+def phrase_states(model, feats, phrases):
+    """The captioner's last states (n, C) behind n phrases, each with its clean image before it, feats (n, N, D)."""
+    method, seen = model.method, []
+    idx, cond = padded([phrase.lower() for phrase in phrases], model.gpt2.tokenizer, feats.device)
+    last = torch.arange(len(idx), device=feats.device) * idx.shape[1] + cond - 1
     # The norm in front of the vocabulary, whichever the method uses: VC-GPT and DVP have their own.
     norm = getattr(method, "ln", None) or getattr(method, "ln_f", None) or model.gpt2.ln_f
     hook = norm.register_forward_hook(lambda module, x, y: seen.append(y))
     try:
-        cond = torch.tensor([idx.shape[1]], device=feats.device)
-        model.read(idx, method.look(feats), Rows(cond=cond, pick=cond - 1))
+        model.read(idx, method.look(feats), Rows(cond=cond, pick=last))
     finally:
         hook.remove()
-    return seen[-1].reshape(1, -1)
+    return seen[-1]
+
+
+def head_scores(model, head, items, feats, tokens):
+    """The head's scores of the proposals of each item, [(n,), ...], from clean images' feats and region_tokens of each."""
+    sizes = [len(t) for t in tokens]
+    text = phrase_states(model, torch.cat(feats), [item["expression"] for item in items])
+    return head(torch.cat(tokens), text.repeat_interleave(torch.tensor(sizes, device=text.device), 0)).split(sizes)
 
 
 def shots_of(items, K, seed):
@@ -235,116 +247,107 @@ def examples(item, limit):
     if not right:  # no proposal covers it: the first one takes the place, and is none of it (as released)
         return [(0, False)]
     right = right[:limit]
-    return [(i, True) for i in right] + [(i, False) for i in random.Random(str(item["id"])).sample(wrong, min(len(wrong), len(right)))]
+    wrong = random.Random(str(item["id"])).sample(wrong, min(len(wrong), len(right)))
+    return [(i, True) for i in right] + [(i, False) for i in wrong]
 
 
-def tune_cpt(load_model, shots, config, device, seed):
-    """A copy of the captioner that says " red" for the right painted region, " none" for another.
+def few_shot_steps(params, lr, steps):
+    """Yields steps times; after each, the gradients that were made move params.
 
-    A step sees at most SHOTS_AT_ONCE painted copies. Those of a few shots are encoded once, those of a whole dataset,
-    which no memory could hold, when their turn comes.
+    AdamW as in CPT's code: betas (0.9, 0.98), weight decay 0.01 on matrices, a tenth of the steps to warm up.
     """
-    model = load_model().train()
-    enc = model.gpt2.tokenizer
-    red, none = (enc.encode_ordinary(f" {w}")[0] for w in (config.colours[0], NONE))
-    copies = [(item, i, right) for item in shots for i, right in examples(item, 1 if len(shots) >= 16 else len(item["proposals"]))]
-    seen, dice = {}, np.random.default_rng(seed)
-
-    def feats_of(n):
-        item, i, _ = copies[n]
-        image = open_image(item["image"]).convert("RGB")
-        return see(model, [paint(image, [(regions(item, image.size, config.masks)[i], PAINTS[config.colours[0]])])], device)
-
-    optimizer = few_shot_optimizer(model.trained().values(), config.lr)
-    for step in range(config.steps):
-        at = schedule(step, Few(config.steps // 10), config.steps)
-        for group in optimizer.param_groups:
-            group["lr"] = at * group["peak"]
-        chosen = dice.permutation(len(copies))[:SHOTS_AT_ONCE].tolist()
-        if len(seen) + len(chosen) > 10 * SHOTS_AT_ONCE:
-            seen.clear()
-        for n in chosen:
-            if n not in seen:
-                seen[n] = feats_of(n)
-        for group, idx in model.by_length([blank(copies[n][0]["expression"]) for n in chosen]):
-            of, (n, T) = [chosen[g] for g in group], idx.shape
-            last, cond = torch.arange(1, n + 1, device=device) * T - 1, torch.full((n,), T, device=device)
-            targets = torch.tensor([red if copies[c][2] else none for c in of], device=device)
-            logits = model.read(idx, model.method.look(torch.cat([seen[c] for c in of])), Rows(cond=cond, pick=last))
-            (nn.functional.cross_entropy(logits, targets, reduction="sum") / len(chosen)).backward()
-        nn.utils.clip_grad_norm_(list(model.trained().values()), 1.0)
+    optimizer = torch.optim.AdamW(groups_of(params, lr, 0.01), betas=(0.9, 0.98))
+    for step in range(steps):
+        schedule(optimizer, step, steps // 10, steps)
+        yield
+        nn.utils.clip_grad_norm_(params, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+
+
+def tune_cpt(load_model, shots, config, seed):
+    """A copy of the captioner that says " red" for the right painted region, " none" for another.
+
+    A step sees all painted copies, and SHOTS_AT_ONCE of more: those of a few shots are encoded once, those of a whole
+    dataset, which no memory could hold, when their turn comes.
+    """
+    model, dice = load_model().train(), np.random.default_rng(seed)
+    enc, word, most = model.gpt2.tokenizer, config.colours[0], 1 if len(shots) >= 16 else SHOTS_AT_ONCE
+    copies = [(item, i, right) for item in shots for i, right in examples(item, most)]
+    red, none = (enc.encode_ordinary(f" {w}")[0] for w in (word, NONE))
+
+    def feats_of(numbers):
+        pictures = []
+        for item, i, _ in (copies[n] for n in numbers):
+            image = open_image(item["image"])
+            pictures.append(paint(image, [(regions(item, image.size, config.masks)[i], PAINTS[word])]))
+        return see_whole(model, pictures)
+
+    few = len(copies) <= SHOTS_AT_ONCE
+    chosen, feats = list(range(len(copies))), feats_of(range(len(copies))) if few else None
+    for _ in few_shot_steps(list(model.trained().values()), config.lr, config.steps):
+        if not few:
+            chosen = dice.permutation(len(copies))[:SHOTS_AT_ONCE].tolist()
+            feats = feats_of(chosen)
+        idx, cond = padded([blank(copies[n][0]["expression"], config.template) for n in chosen], enc, feats.device)
+        last = torch.arange(len(idx), device=feats.device) * idx.shape[1] + cond - 1
+        targets = torch.tensor([red if copies[n][2] else none for n in chosen], device=feats.device)
+        logits = model.read(idx, model.method.look(feats), Rows(cond=cond, pick=last))
+        nn.functional.cross_entropy(logits, targets).backward()
     return model.eval()
 
 
-def score_cpt(model, items, config, device):
-    """log p(red) - log p(none) of every proposal painted: one number that no constant on the logits changes."""
-    found = []
-    for item in items:
-        image = open_image(item["image"]).convert("RGB")
-        copies = [paint(image, [(r, PAINTS[config.colours[0]])]) for r in regions(item, image.size, config.masks)]
-        logp = fill_in(model, see(model, copies, device), [blank(item["expression"])] * len(copies), [config.colours[0], NONE])
-        found.append((logp[:, 0] - logp[:, 1]).cpu().numpy())
+def score_cpt(model, items, config):
+    """log p(red) - log p(none) of every proposal painted, [(n,), ...]: no constant on the logits changes it.
+
+    differs: the released score is the ratio of the two logits, which turns around where one changes its sign.
+    """
+    found = [None] * len(items)
+    for i, _, feats in painted(model, items, config):
+        phrase = blank(items[i]["expression"], config.template)
+        red, none = fill_in(model, feats, [phrase] * len(feats), [config.colours[0], NONE]).unbind(1)
+        found[i] = (red - none).cpu().numpy()
     return found
 
 
-def tune_head(load_model, shots, config, device, seed):
+def tune_head(load_model, shots, config, seed):
     """(captioner, head) fine-tuned together: a softmax over the proposals of each expression. Ten times as many steps at
     twice the learning rate of CPT, as released; a step sees ten expressions at most."""
     torch.manual_seed(seed)
-    model = load_model().train()
+    model, dice = load_model().train(), np.random.default_rng(seed)
+    device = model.gpt2.wte.weight.device
     head = RegionHead(model.vit.width, model.gpt2.config.n_embd).to(device)
-    params = [*model.trained().values(), *head.parameters()]
-    optimizer = few_shot_optimizer(params, 2 * config.lr)
     hits = [[iou(box, item["box"]) > 0.5 for box in item["proposals"]] for item in shots]
-    shots, seen, dice = [(item, hit) for item, hit in zip(shots, hits) if any(hit)], {}, np.random.default_rng(seed)
-    steps = 10 * config.steps if shots else 0
-    for step in range(steps):
-        at = schedule(step, Few(steps // 10), steps)
-        for group in optimizer.param_groups:
-            group["lr"] = at * group["peak"]
+    shots = [(item, torch.tensor(hit, dtype=torch.float32, device=device)) for item, hit in zip(shots, hits) if any(hit)]
+    seen = {}
+    for _ in few_shot_steps([*model.trained().values(), *head.parameters()], 2 * config.lr, 10 * config.steps if shots else 0):
         chosen = dice.permutation(len(shots))[:10].tolist()
         if len(seen) > 10 * SHOTS_AT_ONCE:
             seen.clear()
         for n in chosen:
-            item, hit = shots[n]
             if n not in seen:
-                image = open_image(item["image"]).convert("RGB")
-                feats = see(model, [image], device)
-                seen[n] = feats, region_tokens(feats[0], item, image.size)
-            feats, tokens = seen[n]
-            wanted = torch.tensor([hit], dtype=torch.float32, device=device)
-            scores = head(tokens, phrase_state(model, feats, item["expression"]))[None]
-            (nn.functional.cross_entropy(scores, wanted / wanted.sum()) / len(chosen)).backward()
-        nn.utils.clip_grad_norm_(params, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+                seen[n] = clean(model, shots[n][0])
+        scores = head_scores(model, head, [shots[n][0] for n in chosen], *zip(*(seen[n] for n in chosen)))
+        losses = [nn.functional.cross_entropy(s[None], shots[n][1][None] / shots[n][1].sum()) for n, s in zip(chosen, scores)]
+        torch.stack(losses).mean().backward()
     return model.eval(), head.eval()
 
 
+def clean(model, item):
+    """(feats (1, N, D), region_tokens) of the image as it is."""
+    image = open_image(item["image"])
+    feats = see_whole(model, [image])
+    return feats, region_tokens(feats[0], item, image.size)
+
+
 @torch.no_grad()
-def score_head(model, head, items, device):
-    """The fine-tuned head's score of every proposal."""
+def score_head(model, head, items, batch=32):
+    """The fine-tuned head's score of every proposal, [(n,), ...]."""
     found = []
-    for item in items:
-        image = open_image(item["image"]).convert("RGB")
-        feats = see(model, [image], device)
-        found.append(head(region_tokens(feats[0], item, image.size), phrase_state(model, feats, item["expression"])).cpu().numpy())
+    for i in range(0, len(items), batch):
+        part = items[i:i + batch]
+        found += [s.cpu().numpy() for s in head_scores(model, head, part, *zip(*(clean(model, item) for item in part)))]
     return found
-
-
-@dataclass
-class Few:
-    """What schedule asks of a config."""
-    warmup: int
-
-
-def few_shot_optimizer(params, lr):
-    """AdamW as in CPT's code: betas (0.9, 0.98), weight decay 0.01 but for biases and norms."""
-    params = list(params)
-    return torch.optim.AdamW([{"params": [p for p in params if p.dim() >= 2], "weight_decay": 0.01, "peak": lr},
-                              {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0, "peak": lr}], betas=(0.9, 0.98))
 
 
 # ---------------------------------------------------------------------------- colours and words without labels
@@ -354,18 +357,18 @@ NOMINAL = {"red": (220, 30, 30), "orange": (240, 140, 30), "yellow": (240, 230, 
            "brown": (130, 80, 40), "black": (15, 15, 15), "white": (245, 245, 245), "grey": (128, 128, 128)}
 
 
-def search_colours(model, device, side=20):
+def search_colours(model, side=20):
     """[(word, (r, g, b), score)], best first: what the captioner itself calls colours (CPT's cross-modal prompt search).
 
     A picture of one colour and "a photo in": a word's score is its log-probability. Words that are the best for no
     colour are dropped; each other gets the colour that gives it the highest score. The grid, fixed beforehand, is
     the nominal colour of every word and its neighbours, side levels away in R, G and B.
     """
-    grid = sorted({tuple(int(np.clip(v + d, 0, 255)) for v, d in zip(rgb, delta)) for rgb in NOMINAL.values()
-                   for delta in np.ndindex(3, 3, 3) for delta in [tuple(side * (i - 1) for i in delta)]})
+    grid = sorted({tuple(int(np.clip(v + side * (i - 1), 0, 255)) for v, i in zip(rgb, steps))
+                   for rgb in NOMINAL.values() for steps in np.ndindex(3, 3, 3)})
     words = list(NOMINAL)
     pictures = [Image.new("RGB", (model.vit.image_size,) * 2, colour) for colour in grid]
-    return ranked(fill_in(model, see(model, pictures, device), ["a photo in"] * len(grid), words).cpu().numpy(), grid, words)
+    return ranked(fill_in(model, see_whole(model, pictures), ["a photo in"] * len(grid), words).cpu().numpy(), grid, words)
 
 
 def ranked(scores, grid, words):
@@ -397,11 +400,22 @@ def chosen(scores, hits):
     return np.array([float(hit[int(np.argmax(s))]) for s, hit in zip(scores, hits)])
 
 
-def table(rows):
-    columns = list(dict.fromkeys(c for r in rows.values() for c in r))
-    lines = [["", *columns], ["---"] + ["---:"] * len(columns)]
-    lines += [[name, *(shown(*r[c]) if c in r else "" for c in columns)] for name, r in rows.items()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def show_colours(model, config):
+    """--search: prints what was found, draws and writes it if asked."""
+    found = search_colours(model)
+    for word, colour, score in found:
+        print(f"{word:8} {str(colour):16} log p {score:.2f}")
+    if config.png:
+        cells = [(Image.new("RGB", (96, 96), c), f"{w} {s:.2f}") for w, c, s in found]
+        with replacing(config.png) as f:
+            draw.sheet([("colours found", "a photo in ...", cells)]).save(f, "PNG")
+    write_json(config.json, [{"word": w, "rgb": c, "log_p": s} for w, c, s in found])
+
+
+def write_json(path, result):
+    if path:
+        with replacing(path) as f:
+            f.write(json.dumps(result, indent=1).encode() + b"\n")
 
 
 def main(config):
@@ -409,83 +423,76 @@ def main(config):
     for word in config.colours:
         if word not in PAINTS:
             raise UserError(f"--colours {word}: there are {', '.join(PAINTS)}")
-    shots = [int(k) if str(k).isdigit() else k for k in config.shots]
-    if any(not (k == "all" or isinstance(k, int) and k > 0) for k in shots):
+    shots = [str(k) for k in config.shots]
+    if any(k != "all" and not (k.isdigit() and int(k)) for k in shots):
         raise UserError("--shots: numbers from 1 on, or all")
     load_model = lambda: SeeGPT.load(ckpt, device, config.gpt2 or None, config.clip or None)
     model = load_model()
     if model.method.answers:
         raise UserError(f"{ckpt} chooses among answers; CPT needs a model that writes")
     if config.search:
-        found = search_colours(model, device)
-        for word, colour, score in found:
-            print(f"{word:8} {str(colour):16} log p {score:.2f}")
-        if config.png:
-            cells = [(Image.new("RGB", (96, 96), c), f"{w} {s:.2f}") for w, c, s in found]
-            with replacing(config.png) as f:
-                draw.sheet([("colours found", "a photo in ...", cells)]).save(f, "PNG")
-        if config.json:
-            with replacing(config.json) as f:
-                f.write(json.dumps([{"word": w, "rgb": c, "log_p": s} for w, c, s in found], indent=1).encode() + b"\n")
-        return
+        return show_colours(model, config)
     items = load(config.dataset, config.split, config.images)
     hits = hits_of(items, config.strict)
-    blind, prior = chances(items, hits)
-    rows = {"random": accuracies(blind, items, hits), "random, 5 % of the image and more": accuracies(prior, items, hits)}
-    result = {"dataset": config.dataset, "split": config.split, "expressions": len(items), "unit": "x 100"}
     if shots:
-        result["shots"] = few_shot(load_model, items, hits, shots, config, device)
-    else:
-        names = naming(model, items[:100], device)
-        result["naming"] = names
-        print("called by its name, painted on the true box of the first 100: "
-              + ", ".join(f"{w} {100 * v:.0f} %" for w, v in names.items()))
-        for name, scores in zero_shot(model, items, config, device).items():
-            rows[f"CPT, {name}"] = accuracies(chosen(scores, hits), items, hits)
-        try:
-            rows["CLIP alone, painted"] = accuracies(chosen(clip_scores(model, items, config, device), hits), items, hits)
-        except UserError as e:  # a CLIP without its text tower, or without merges.txt
-            print(f"note: no row for CLIP alone: {e}", file=sys.stderr)
-        rows["bound by the proposals"] = accuracies(np.array([float(any(hit)) for hit in hits]), items, hits)
-        print(table(rows))
-        best = max(rows[r]["all"][0] for r in rows if r in ("CPT, raw", "CPT, normalised"))
-        chance = rows["random"]["all"][0]
-        print(f"\n{config.dataset}, {config.split}: {len(items):,} expressions, {np.mean([len(h) for h in hits]):.1f} proposals each; "
-              f"accuracy x 100 (IoU {'> 0.5, inclusive pixels' if config.strict else '>= 0.5'}), in brackets the 95 % interval of "
-              f"{RESAMPLES:,} resamples. (accuracy - chance) / (1 - chance) = {(best - chance) / max(1e-9, 100 - chance):.2f}.")
-    result["rows"] = {name: {c: dict(zip(("score", "low", "high"), v)) for c, v in r.items()} for name, r in rows.items()}
-    if config.json:
-        with replacing(config.json) as f:
-            f.write(json.dumps(result, indent=1).encode() + b"\n")
+        return few_shot(load_model, items, hits, shots, config)
+
+    called = naming(model, items[:100], config)
+    print(f"called by its name, painted on the true box of the first {min(100, len(items))}: "
+          + ", ".join(f"{w} {100 * v:.0f} %" for w, v in called.items()))
+    try:
+        folder = locate(config.clip or here(model.origin["clip"]["name"]))
+        clip = CLIPText.from_pretrained(folder).to(device), get_clip_tokenizer(folder if folder.is_dir() else None)
+    except UserError as e:  # a CLIP without its text tower, or without merges.txt
+        clip = print(f"note: no row for CLIP alone: {e}", file=sys.stderr)
+    blind, prior = chances(items, hits)
+    rows = {"random": accuracies(blind, items, hits),
+            f"random, {100 * SMALL:.0f} % of the image and more": accuracies(prior, items, hits)}
+    for name, scores in zero_shot(model, items, config, clip).items():
+        rows[name if name == "CLIP alone" else f"CPT, {name}"] = accuracies(chosen(scores, hits), items, hits)
+    rows["bound by the proposals"] = accuracies(np.array([float(any(hit)) for hit in hits]), items, hits)
+    columns = list(rows["random"])
+    print(markdown([["", *columns], *([name, *(shown(*r[c]) for c in columns)] for name, r in rows.items())]))
+    best, chance = max(rows[r]["all"][0] for r in ("CPT, raw", "CPT, normalised")), rows["random"]["all"][0]
+    rule = "> 0.5, inclusive pixels" if config.strict else ">= 0.5"
+    print(f"\n{config.dataset}, {config.split}: {len(items):,} expressions, {np.mean([len(h) for h in hits]):.1f} proposals "
+          f"each; accuracy x 100 (IoU {rule}), in brackets the 95 % interval of {RESAMPLES:,} resamples. "
+          f"(accuracy - chance) / (1 - chance) = {(best - chance) / max(1e-9, 100 - chance):.2f}.")
+    write_json(config.json, {"dataset": config.dataset, "split": config.split, "expressions": len(items), "unit": "x 100",
+                             "naming": called, "rows": {name: {c: dict(zip(("score", "low", "high"), v)) for c, v in r.items()}
+                                                        for name, r in rows.items()}})
 
 
-def few_shot(load_model, items, hits, shots, config, device):
-    """Prints and returns {method: {K: [accuracy x 100 of each seed]}}; a picture of it with --png."""
-    train, began = load(config.dataset, "train"), time.time()
-    found = {"CPT": {}, "fine-tuned head": {}}
-    todo = len(shots) * config.seeds
-    for k, K in enumerate(shots):
-        for name in found:
-            found[name][K] = []
-        for seed in range(config.seeds):
-            some = shots_of(train, len(train) if K == "all" else K, seed)
-            tuned = tune_cpt(load_model, some, config, device, seed)
-            found["CPT"][K].append(100 * chosen(score_cpt(tuned, items, config, device), hits).mean())
-            found["fine-tuned head"][K].append(
-                100 * chosen(score_head(*tune_head(load_model, some, config, device, seed), items, device), hits).mean())
-            done = k * config.seeds + seed + 1
-            print(f"{K} shots, seed {seed}: CPT {found['CPT'][K][-1]:.1f}, head {found['fine-tuned head'][K][-1]:.1f}; "
-                  f"{(time.time() - began) / done * (todo - done) / 60:.0f} minutes left", file=sys.stderr, flush=True)
-    lines = [["shots", *found], ["---", *["---:"] * len(found)]]
-    for K in shots:  # the population's deviation, as CPT reports it
-        lines.append([str(K), *(f"{np.mean(f[K]):.1f} ± {np.std(f[K]):.1f}" for f in found.values())])
-    print("\n".join(f"| {' | '.join(line)} |" for line in lines))
+def few_shot(load_model, items, hits, shots, config):
+    """Prints {method: {K: [accuracy x 100 of each seed]}}. With --json every run is written when it is done, and a second
+    call with the same settings goes on from there; with --png the curve is drawn."""
+    settings = {k: v for k, v in vars(config).items() if k not in ("shots", "seeds", "json", "png", "device")}
+    train, began, done, found = load(config.dataset, "train"), time.time(), 0, {"CPT": {}, "fine-tuned head": {}}
+    if config.json and Path(config.json).exists():
+        written = read_json(Path(config.json), "expected the numbers of --shots in it")
+        if written.get("settings") != settings:
+            raise UserError(f"{config.json} is of other settings: name another file, or remove it")
+        found = written["accuracies"]
+    todo = [(K, seed) for seed in range(config.seeds) for K in shots if len(found["CPT"].get(K, ())) <= seed]
+    for K, seed in todo:
+        some = shots_of(train, len(train) if K == "all" else int(K), seed)
+        for name, scores in (("CPT", score_cpt(tune_cpt(load_model, some, config, seed), items, config)),
+                             ("fine-tuned head", score_head(*tune_head(load_model, some, config, seed), items))):
+            found[name].setdefault(K, []).append(100 * chosen(scores, hits).mean())
+        write_json(config.json, {"settings": settings, "accuracies": found})
+        done += 1
+        print(f"{K} shots, seed {seed}: CPT {found['CPT'][K][-1]:.1f}, head {found['fine-tuned head'][K][-1]:.1f}; "
+              f"{clock((time.time() - began) / done * (len(todo) - done))} left", file=sys.stderr, flush=True)
+    print(markdown([["shots", *found], *([K, *(f"{np.mean(f[K]):.1f} ± {np.std(f[K]):.1f}" for f in found.values())]
+                                         for K in shots)]))  # the population's deviation, as CPT reports it
     if config.png:
-        numbers = [K for K in shots if K != "all"]
-        draw.plot([(name, {K: float(np.mean(f[K])) for K in numbers}, dict(marker="o", color=colour))
-                   for (name, f), colour in zip(found.items(), ("#1f4e8c", "#d1652a"))], config.png, "expressions tuned on",
-                  "accuracy, %", config.json or "the table above")
-    return found
+        curves = []
+        for (name, f), colour in zip(found.items(), ("#1f4e8c", "#d1652a")):
+            for label, away, looks in ((name, 0, dict(marker="o")), ("", 1, dict(linestyle=":")), ("", -1, dict(linestyle=":"))):
+                points = {int(K): float(np.mean(f[K]) + away * np.std(f[K])) for K in shots if K != "all"}
+                curves.append((label, points, looks | dict(color=colour)))
+        draw.plot(curves, config.png, "expressions tuned on (dotted: one standard deviation)", "accuracy, %",
+                  config.json or "the table above")
 
 
 if __name__ == "__main__":

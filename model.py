@@ -240,15 +240,10 @@ class SeeGPT(nn.Module):
         """As answer, of conditions as they are."""
         if not self.method.answers:
             raise UserError("this model writes its answers, so they have no probabilities: generate(images, prompt)")
-        feats, results = self.see(images), [None] * len(prompts)
-        for group, idx in self.by_length(prompts):
-            ctx = self.method.look(None if feats is None else feats[group])
-            cond = torch.full((len(idx),), idx.shape[1], device=idx.device)
-            p = self.method.probabilities(self.read(idx, ctx, Rows(cond=cond)))
-            best, which = p.topk(min(top, p.shape[1]))
-            for i, *row in zip(group, best.tolist(), which.tolist()):
-                results[i] = [(self.method.answers[a], value) for value, a in zip(*row)]
-        return results
+        idx, cond = padded(prompts, self.gpt2.tokenizer, self.gpt2.wte.weight.device)
+        p = self.method.probabilities(self.read(idx, self.method.look(self.see(images)), Rows(cond=cond)))
+        best, which = p.topk(min(top, p.shape[1]))
+        return [[(self.method.answers[a], value) for value, a in zip(*row)] for row in zip(best.tolist(), which.tolist())]
 
     def by_length(self, prompts):
         """Groups of prompts of equal length: (their numbers, ids (n, T) that begin with end-of-text)."""
@@ -386,6 +381,17 @@ class SeeGPT(nn.Module):
 
 
 # ---------------------------------------------------------------------------- what is asked
+
+def padded(prompts, enc, device=None):
+    """Texts -> ids (R, T) that begin with end-of-text and are filled up with it, and their lengths cond (R,).
+
+    Filling behind a text changes nothing in front of it: for who reads the state of its last word only.
+    """
+    ids = [[enc.eot_token, *enc.encode_ordinary(p)] for p in prompts]
+    T = max(map(len, ids))
+    idx = torch.tensor([i + [enc.eot_token] * (T - len(i)) for i in ids], device=device)
+    return idx, torch.tensor([len(i) for i in ids], device=device)
+
 
 def condition(item):
     """What GPT-2 reads of an item before it answers; "" for captions. No space at the end: the answer brings its own."""

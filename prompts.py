@@ -50,7 +50,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
 from cli import UserError, opt
-from clip_vit import Transformer
+from clip_vit import Transformer, preprocess
 from ituning import CrossAttention, one_scale
 from model import Method, Rows, picked
 
@@ -333,6 +333,9 @@ def soft_accuracy(logits, targets):
 PAINTS = {"red": (240, 0, 30), "blue": (0, 10, 255), "yellow": (255, 255, 25), "purple": (155, 50, 210), "green": (0, 255, 0)}
 ALPHA = 127  # of 255
 NONE = "none"  # the word for: not here
+# CPT's "{} is in [MASK] color." and "{} is [MASK].", and one of our own. differs: a causal model cannot read on behind the
+# blank, so it is the end; those with the blank before the noun need annotations.
+TEMPLATES = ("{} is in", "{} is", "the color of {} is")
 
 
 def paint(image, regions, alpha=ALPHA):
@@ -391,9 +394,19 @@ def runs_of(letters):
     return runs
 
 
-def blank(phrase):
+def blank(phrase, template=TEMPLATES[0]):
     """"The Red Car." -> "the red car is in": what is read before the colour is named."""
-    return f"{' '.join(phrase.lower().replace('.', '').split())} is in"
+    return template.format(" ".join(phrase.lower().replace(".", "").split()))
+
+
+@torch.no_grad()
+def see_whole(model, pictures, batch=64):
+    """PIL images -> feats (n, N, D) of the frozen ViT. All of a picture is squeezed into the square: no region is cut off."""
+    device, found = model.gpt2.wte.weight.device, []
+    for i in range(0, len(pictures), batch):
+        x = [preprocess(p, model.vit.image_size, crop=False) for p in pictures[i:i + batch]]
+        found.append(model.see(torch.stack(x).to(device)))
+    return torch.cat(found)
 
 
 @torch.no_grad()
@@ -424,7 +437,8 @@ if __name__ == "__main__":  # shapes on random weights: what comes in, what stan
     from gpt2 import GPT2, GPT2Config
     from model import SeeGPT
     vit, gpt2 = CLIPViT(64, 16, 96, 2, 3, 32), GPT2(GPT2Config(n_layer=2, n_head=2, n_embd=64))
-    model = SeeGPT(vit, gpt2, Prefix(Prefix.Config(), gpt2, vit))
-    feats = model.see(torch.randn(2, 3, 64, 64))
-    logits, _ = model(feats, torch.zeros(10, 7, dtype=torch.int64))
-    print("feats", tuple(feats.shape), "prefix", tuple(model.method.look(feats).shape), "logits", tuple(logits.shape))
+    for cls in (Prefix, DVP):
+        model = SeeGPT(vit, gpt2, cls(cls.Config(), gpt2, vit))
+        feats = model.see(torch.randn(2, 3, 64, 64))
+        logits, _ = model(feats, torch.zeros(10, 7, dtype=torch.int64))
+        print(cls.__name__, "feats", tuple(feats.shape), "tokens in front", model.method.extra, "logits", tuple(logits.shape))

@@ -41,7 +41,7 @@ from clip_vit import MEAN, STD, open_image, preprocess
 from data.common import progress, read_json, replacing
 from draw import fit, heat, sheet
 from model import SeeGPT, condition, here
-from prompts import NONE, PAINTS, blank, fill_in, paint
+from prompts import PAINTS, blank, fill_in, paint, see_whole
 from train import pick_device
 
 # What counts as an image file in a folder.
@@ -118,29 +118,38 @@ def words(enc, ids):
 
 
 @torch.no_grad()
+def watched(model, feats, ids, cond):
+    """What the method attends to while it reads ids (list) of one image, feats (1, N, D), the first cond of them given:
+    [attention (nh, T, N)], one a layer, in the order of the layers."""
+    model.method.watch = []
+    try:
+        model(feats, torch.tensor([ids], device=feats.device), cond=torch.tensor([cond], device=feats.device))
+        return [att[0].float().cpu() for _, att in model.method.watch]
+    finally:
+        model.method.watch = None
+
+
+def on_picture(att):
+    """Attention (..., N) -> maps (..., grid, grid), without the class token, which is nowhere in the picture."""
+    side = round((att.shape[-1] - 1) ** 0.5)
+    return att[..., 1:].unflatten(-1, (side, side))
+
+
 def look(model, feats, start, ids):
     """Where the method looked before it wrote each of ids: maps (len(ids), grid, grid), sum <= 1.
 
     feats (1, N, D) of one image, start the ids in front. UserError if the method never attends.
     """
     T = len(start) + len(ids)
-    model.method.watch = []
-    try:
-        cond = torch.tensor([len(start)], device=feats.device)
-        model(feats, torch.tensor([start + ids], device=feats.device), cond=cond)
-        seen = model.method.watch
-    finally:
-        model.method.watch = None
-    if not seen or any(a.shape[2] < T for _, a in seen):  # DVP looks once, before all words
+    seen = watched(model, feats, start + ids, len(start))
+    if not seen or any(att.shape[1] < T for att in seen):  # DVP looks once, before all words
         raise UserError(f"--attn: {model.origin.get('method', 'this method')} does not attend to "
                         "the image word by word, so there is nothing to show; ituning, vanilla and vcgpt do")
     # Mean over heads, then over layers. A method's own prompt tokens stand in front of the text.
-    att = torch.stack([a[0].mean(0)[-T:] for _, a in seen]).mean(0)  # (T, N)
+    att = torch.stack([att.mean(0)[-T:] for att in seen]).mean(0)  # (T, N)
     # pitfall: what is looked at in order to write token t is in row t - 1; the row of a word itself
     # shows where it looks for the next one.
-    att = att[len(start) - 1:T - 1, 1:]  # without the class token, which is nowhere in the picture
-    side = round(att.shape[1] ** 0.5)
-    return att.view(-1, side, side).float().cpu()
+    return on_picture(att[len(start) - 1:T - 1])
 
 
 def picture(x):
@@ -157,17 +166,10 @@ def block_of_answer(model, x, feats, name, question, answers):
     """As block, of a question: the picture, and one heat map of where DVP's prompt looked."""
     image, enc = picture(x), model.gpt2.tokenizer
     ids = [enc.eot_token, *enc.encode_ordinary(condition({model.origin.get("task", "question"): question}))]
-    model.method.watch = []
-    try:
-        model(feats, torch.tensor([ids], device=feats.device), cond=torch.tensor([len(ids)], device=feats.device))
-        seen = model.method.watch
-    finally:
-        model.method.watch = None
+    seen = watched(model, feats, ids, len(ids))
     if not seen:
         raise UserError("--attn: this model has no single prompt that looks at the image, so there is nothing to show")
-    (_, att), = seen  # (1, nh, 1, N), of the one layer K; without the class token
-    side = round((att.shape[-1] - 1) ** 0.5)
-    heads = att[0, :, 0, 1:].view(-1, side, side).float().cpu()
+    heads = on_picture(seen[0][:, 0])  # (nh, grid, grid), of the one layer K
     most = max(float(heads.mean(0).max()), 1e-9)
     cells = [(image, ""), (heat(image, (heads.mean(0) / most) ** 0.7), "all heads")]
     if len(heads) <= 6:
@@ -218,20 +220,15 @@ def read_boxes(path, name):
     return found
 
 
-def point(model, name, config, device):
-    """(boxes, scores (n,), best first; the painted pictures of the best) for one image. The score is
-    log p(red) - log p(none) behind "... is in", zero-shot; the whole picture is squeezed into the square."""
-    image = open_image(name).convert("RGB")
+def point(model, name, config):
+    """(image, [(box, score)], best first) of one image file. The score is log p(red) with the box painted red, zero-shot."""
+    image = open_image(name)
     boxes = read_boxes(config.boxes, name) or windows(image.size)
     for x, y, w, h in boxes:
         if x >= image.width or y >= image.height or x + w <= 0 or y + h <= 0:
             raise UserError(f"{config.boxes}: {[x, y, w, h]} lies outside {name}, which has {image.width} x {image.height} pixels")
-    scores = []
-    for i in range(0, len(boxes), config.batch):
-        copies = [paint(image, [(box, PAINTS["red"])]) for box in boxes[i:i + config.batch]]
-        feats = model.see(torch.stack([preprocess(c, model.vit.image_size, crop=False) for c in copies]).to(device))
-        red, none = fill_in(model, feats, [blank(config.ground)] * len(copies), ["red", NONE]).unbind(1)
-        scores += (red - none).tolist()
+    feats = see_whole(model, [paint(image, [(box, PAINTS["red"])]) for box in boxes], config.batch)
+    scores = fill_in(model, feats, [blank(config.ground)] * len(boxes), ["red"])[:, 0].tolist()
     order = sorted(range(len(boxes)), key=lambda i: -scores[i])
     return image, [(boxes[i], scores[i]) for i in order]
 
@@ -239,15 +236,15 @@ def point(model, name, config, device):
 def block_of_boxes(image, name, phrase, found, most=11):
     """For draw.sheet: the picture with the winner's outline, then the painted candidates, best first."""
     big = 224 / max(image.size)
-    big = int(big) if big >= 2 else big  # as fit has it
     enlarge = lambda p: p.resize([max(1, round(v * big)) for v in p.size], Image.NEAREST if big > 2 else Image.LANCZOS)
     whole = enlarge(image)
     x, y, w, h = (v * big for v in found[0][0])
     right, below = max(x, min(x + w, whole.width) - 1), max(y, min(y + h, whole.height) - 1)
     ImageDraw.Draw(whole).rectangle((x, y, right, below), outline=(240, 0, 30), width=3)
-    cells = [(fit(whole, 224, 224), "the winner")]
-    cells += [(fit(paint(image, [(box, PAINTS["red"])]), 224, 224), f"{score:.2f}") for box, score in found[:most]]
-    return phrase, f"{name}, {len(found)} boxes; numbers: log p(red) - log p(none)", cells
+    cells = [(whole, "the winner")]
+    cells += [(enlarge(paint(image, [(box, PAINTS["red"])])), f"{score:.2f}") for box, score in found[:most]]
+    cells = [(fit(picture, 224, 224), label) for picture, label in cells]
+    return phrase, f"{name}, {len(found)} boxes, painted; numbers: log p(red)", cells
 
 
 # ---------------------------------------------------------------------------- the command
@@ -313,15 +310,15 @@ def main(config):
         raise UserError(f"{ckpt} chooses among answers; --ground needs a model that writes")
     if chooses and not config.question:
         raise UserError(f'{ckpt} answers questions: ask one, --question "..."')
+    if model.origin.get("dataset", "").split("/")[0] == "shapes":
+        say("note: trained on drawings of coloured shapes, so it sees a photo as shapes, too")
     if config.ground:
         with autocast:
-            return ground(model, files, config, device)
+            return ground(model, files, config)
     if config.question and task == "captions":
         raise UserError(f"{ckpt} was trained on captions, so it answers no question; leave --question away, or name "
                         "with --ckpt a model trained on questions")
     prompt = condition({task: config.question}) if config.question else config.prompt
-    if model.origin.get("dataset", "").split("/")[0] == "shapes":
-        say("note: trained on drawings of coloured shapes, so it sees a photo as shapes, too")
     terminal = sys.stderr.isatty() and len(files) > config.batch
     show = progress("captions", len(files)) if terminal else lambda done: None
     results, blocks = [], []
@@ -360,21 +357,21 @@ def main(config):
                         "the others have their captions")
 
 
-def ground(model, files, config, device):
+def ground(model, files, config):
     """--ground: prints the best box of every image, and with --attn draws the candidates."""
     if not config.boxes:
         say("note: no --boxes, so the choice is among sliding windows, squares of a half and a quarter of the shorter side")
     results, blocks = [], []
     for name in files:
         try:
-            image, found = point(model, name, config, device)
+            image, found = point(model, name, config)
         except UserError as e:
             if len(files) == 1:
                 raise
             say(e)
             continue
-        print(f"{name}: {[round(v, 1) for v in found[0][0]]} ({found[0][1]:.2f}, the next {found[1][1]:.2f})" if len(found) > 1 else
-              f"{name}: {[round(v, 1) for v in found[0][0]]} ({found[0][1]:.2f}, the only one)", flush=True)
+        (box, score), others = found[0], f"the next {found[1][1]:.2f}" if len(found) > 1 else "the only one"
+        print(f"{name}: {[round(v, 1) for v in box]} ({score:.2f}, {others})", flush=True)
         results.append({"image": name, "expression": config.ground, "boxes": [{"box": b, "score": s} for b, s in found]})
         if len(blocks) < SHEET:
             blocks.append(block_of_boxes(image, name, config.ground, found))

@@ -37,7 +37,7 @@ from clip_vit import CLIPViT, open_image, preprocess
 from data.common import find_dataset, load_split, progress, read_json, replacing
 from data.shapes import prepare
 from gpt2 import GPT2
-from model import SeeGPT, answers_to, checkpoint_file, condition, find_method, fingerprint, here, origin_of, task_of
+from model import SeeGPT, answers_to, checkpoint_file, condition, find_method, fingerprint, here, origin_of, padded, task_of
 from prompts import Bandit, reward, soft_accuracy
 from weights import read
 
@@ -83,11 +83,11 @@ class Config:
     compile: bool = opt(None, "torch.compile; default: on CUDA only")
 
 
-# Settings of a dataset, of a method on it, and named ones for --preset; what is not named keeps its default.
+# Settings of a dataset, and of a method on it; what is not named keeps its default.
 SHAPES = dict(gpt2="data/shapes/tiny-gpt2", clip="data/shapes/tiny-clip", epochs=7.0, batch=24, rows=3, warmup=50,
               beta2=0.99, eval_every=500, eval_images=200, cache=True, workers=0)
 DVP = dict(method="dvp", lr=5e-4, beta2=0.98, weight_decay=0.01)
-PRESETS = {
+SETTINGS = {
     "shapes": dict(SHAPES, lr=4e-3, width_ratio=1.0, heads=16, score=1000),
     "shapes/regions": dict(SHAPES, lr=4e-3, width_ratio=1.0, heads=16, rows=6),
     "shapes vanilla": dict(lr=2e-3),
@@ -100,6 +100,9 @@ PRESETS = {
     "gqa": dict(DVP, readout="head", batch=32, rows=8, epochs=16.0, warmup=3600),
     "snli_ve": dict(DVP, readout="head", batch=32, rows=8, epochs=11.0, warmup=2000),
     "scienceqa": dict(DVP, batch=32, rows=1, epochs=20.0, lr=1.25e-3, weight_decay=0.05, max_tokens=256),
+}
+# What --preset names; it takes the place of the dataset's own settings.
+PRESETS = {
     "ituning-base": dict(method="ituning", gpt2="gpt2", width_ratio=0.5),
     "ituning-medium": dict(method="ituning", gpt2="gpt2-medium", width_ratio=0.5),
     "ituning-large": dict(method="ituning", gpt2="gpt2-large", width_ratio=0.5),
@@ -113,7 +116,6 @@ PRESETS = {
     "clipcap-tuned": dict(method="prefix", clip="ViT-B/32", mapper="mlp", prefix_length=10, train_lm=True,
                           batch=8, rows=5, lr=2e-5, backbone_lr=2e-5, warmup=5000),
 }
-DATASETS = ("shapes", "shapes/regions", "shapes/vqa", "shapes/entail", "vqa2", "gqa", "snli_ve", "scienceqa")  # the presets that --dataset chooses, not --preset
 
 
 # ---------------------------------------------------------------------------- where it runs
@@ -294,9 +296,7 @@ def choices_of(texts, k, enc, classes, soft):
     1 for the most frequent answer. Filler rows are -1.
     """
     rows = [pair for of_image in texts for pair in of_image + [None] * (k - len(of_image))]
-    ids = [[enc.eot_token, *(enc.encode_ordinary(row[0]) if row else ())] for row in rows]
-    T = max(map(len, ids))
-    idx = torch.tensor([i + [enc.eot_token] * (T - len(i)) for i in ids])
+    idx, cond = padded([row[0] if row else "" for row in rows], enc)
     targets = torch.zeros(len(rows), len(classes))
     for row, target in zip(rows, targets):
         if row is None:
@@ -306,7 +306,7 @@ def choices_of(texts, k, enc, classes, soft):
                 target[classes[answer]] = min(1.0, 0.3 * count) if soft else 1.0
         if row is not None and not soft:  # answers equally frequent share the one
             target /= target.sum().clamp(min=1)
-    return idx, targets, torch.tensor([len(i) for i in ids])
+    return idx, targets, cond
 
 
 def scored(targets):
@@ -347,23 +347,27 @@ def cached_features(vit, items, folder, split, device, batch=64):
 
 # ---------------------------------------------------------------------------- pieces of the loop
 
-def schedule(step, config, steps):
-    """What part of the peak learning rate a step has: linear warm-up, then linearly down to 0 (as SmallCap)."""
-    warmup = min(config.warmup, steps // 5)  # a short run on a small folder should not end in its warm-up
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return (steps - step) / max(1, steps - warmup)
+def schedule(optimizer, step, warmup, steps):
+    """Sets the learning rates of a step: linearly up to each group's peak, then linearly down to 0 (as SmallCap)."""
+    warmup = min(warmup, steps // 5)  # a short run on a small folder should not end in its warm-up
+    part = (step + 1) / (warmup + 1) if step < warmup else (steps - step) / max(1, steps - warmup)
+    for group in optimizer.param_groups:
+        group["lr"] = part * group["peak"]
 
 
-def groups_of(model, config):
-    """The parameter groups of AdamW, each with its peak learning rate: the method, and the tuned backbones."""
-    groups = []
-    for lr, of_method in ((config.lr, True), (config.backbone_lr, False)):
-        params = [p for n, p in model.trained().items() if n.startswith("method.") == of_method]
-        for decay, kept in ((config.weight_decay, [p for p in params if p.dim() >= 2]),
-                            (0.0, [p for p in params if p.dim() < 2])):
-            groups += [{"params": kept, "peak": lr, "weight_decay": decay}] if kept else []
-    return groups
+def groups_of(params, peak, weight_decay):
+    """Parameter groups of AdamW with their peak learning rate; weight decay on matrices only."""
+    groups = ((weight_decay, [p for p in params if p.dim() >= 2]), (0.0, [p for p in params if p.dim() < 2]))
+    return [{"params": kept, "lr": peak, "peak": peak, "weight_decay": decay} for decay, kept in groups if kept]
+
+
+def make_optimizer(model, config, device):
+    """AdamW; the tuned backbones have a peak learning rate of their own."""
+    own = {name: p for name, p in model.trained().items() if name.startswith("method.")}
+    others = [p for name, p in model.trained().items() if name not in own]
+    return torch.optim.AdamW(groups_of(own.values(), config.lr, config.weight_decay)
+                             + groups_of(others, config.backbone_lr, config.weight_decay),
+                             betas=(0.9, config.beta2), fused=device.type == "cuda")
 
 
 def validate(model, batches, config, device, autocast):
@@ -532,27 +536,31 @@ def open_log(path, step):
 
 # ---------------------------------------------------------------------------- the search for a layer
 
-def find_layer(model, data, mini, steps, config, method_config, out, device, autocast, scaler, resume=None):
+def find_layer(model, data, config, method_config, out, device, autocast, scaler, resume=None):
     """KAB-APP: the layer of GPT-2 where DVP's prompt helps most, by trial while a supernet learns.
 
     model: with a cross-attention for every layer. Each step trains one of them, drawn uniformly, and all
-    else; then the bandit draws some by its policy, and each earns what it scores on a batch of mini, which
-    are training images kept apart. Writes search.json and search.png into out; search.pt is for --resume.
+    else; then the bandit draws some by its policy, and each earns what it scores on a half batch of training
+    images that were kept apart. Writes search.json and search.png into out; search.pt is for --resume.
     paper: a constant learning rate, no weight is inherited. differs: theirs is a fifth of the final one, ours
     is --lr; without dropout equal layers score alike, so each of the drawn ones runs once.
     """
     bandit, method = Bandit(len(model.gpt2.h)), model.method
     dice, history, first = torch.Generator().manual_seed(config.seed), {}, 0
-    optimizer = torch.optim.AdamW(groups_of(model, config), betas=(0.9, config.beta2))
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak"]
+    optimizer = make_optimizer(model, config, device)
+    n = len(data.entries)
+    steps, kept = round(config.search_epochs * n / config.batch), min(1000, max(config.batch // 2, n // 20))
+    if kept >= n or steps < 1:
+        raise UserError(f"--search with {n:,} images and --batch {config.batch}: too few for a single step")
+    mixed = np.random.default_rng((config.seed, 2)).permutation(n)
+    data, mini = data.part(mixed[kept:]), data.part(mixed[:kept], max(1, config.batch // 2))
     if resume:
         first, bandit.alpha, history = resume["step"], resume["alpha"], resume["history"]
         model.restore(resume["trained"], out / "search.pt")
         optimizer.load_state_dict(resume["optimizer"])
         scaler.load_state_dict(resume["scaler"])
         dice.set_state(resume["dice"])
-    print(f"search for the layer: {steps:,} steps, rewarded on {len(mini.of):,} of the training images")
+    print(f"search for the layer: {steps:,} steps, rewarded on {kept:,} of the training images")
 
     def save():
         save_resume(out / "search.pt", step, model, optimizer, config, method_config, scaler=scaler.state_dict(),
@@ -649,10 +657,10 @@ def main(config, method_config, resume=None):
         + f", {str(dtype).removeprefix('torch.')}: {why}")
 
     # ---- data
-    shapes, _, task = config.dataset.partition("/")
-    if world.main and shapes == "shapes" and task in ("", *prepare.TASKS) and not (prepare.HERE / task / "meta.json").exists():
+    shapes, _, part = config.dataset.partition("/")
+    if world.main and shapes == "shapes" and part in ("", *prepare.TASKS) and not (prepare.HERE / part / "meta.json").exists():
         say("drawing the shapes world")
-        prepare.prepare(task or "caption", prepare.HERE / task)
+        prepare.prepare(part or "caption", prepare.HERE / part)
     world.sum([0], device)  # the other processes wait
     folder = find_dataset(config.dataset)
     items = {split: load_split(folder, split) for split in ("train", "val")}
@@ -715,15 +723,8 @@ def main(config, method_config, resume=None):
     if config.search and not (resume and "best" in resume):
         method_config.insert_layer = -1
         loaded = deepcopy((vit.state_dict(), gpt2.state_dict()))  # the search may tune them; the retraining begins anew
-        n = len(entries["train"])
-        kept = min(1000, max(config.batch // 2, n // 20))  # of training, apart from what the supernet learns
-        if kept >= n or round(config.search_epochs * n / config.batch) < 1:
-            raise UserError(f"--search with {n:,} images and --batch {config.batch}: too few for a single step")
-        mixed = np.random.default_rng((config.seed, 2)).permutation(n)
-        method_config.insert_layer = find_layer(
-            fresh(), data["train"].part(mixed[kept:]), data["train"].part(mixed[:kept], max(1, config.batch // 2)),
-            round(config.search_epochs * n / config.batch), config, method_config, out, device, autocast,
-            torch.amp.GradScaler(device.type, enabled=dtype == torch.float16), resume)
+        scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        method_config.insert_layer = find_layer(fresh(), data["train"], config, method_config, out, device, autocast, scaler, resume)
         resume = None
         vit.load_state_dict(loaded[0])
         gpt2.load_state_dict(loaded[1])
@@ -736,7 +737,7 @@ def main(config, method_config, resume=None):
 
     # ---- optimizer
     params = list(model.trained().values())
-    optimizer = torch.optim.AdamW(groups_of(model, config), betas=(0.9, config.beta2), fused=device.type == "cuda")
+    optimizer = make_optimizer(model, config, device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     steps = config.steps or round(config.epochs * len(entries["train"]) / config.batch)
     if steps < 1:
@@ -769,9 +770,7 @@ def main(config, method_config, resume=None):
             raise UserError(batch)
 
         # one optimiser step: sum over micro-batches of (mean loss * tokens) / all tokens of all processes
-        now = schedule(step, config, steps)
-        for group in optimizer.param_groups:
-            group["lr"] = now * group["peak"]
+        schedule(optimizer, step, config.warmup, steps)
         tokens = sum(int(scored(targets)) for _, _, targets, _ in batch)
         total, stopping = world.sum([tokens, float(stop.asked)], device)
         for micro in batch:
@@ -798,7 +797,7 @@ def main(config, method_config, resume=None):
             loss, tokens, images, captions = world.sum([float(since[k]) for k in keys], device)
             spent = time.time() - since["t"]
             left = (time.time() - t0) / (step - first) * (steps - step)
-            line = {"step": step, "loss": loss / tokens, "lr": now * config.lr, "grad_norm": float(norm),
+            line = {"step": step, "loss": loss / tokens, "lr": optimizer.param_groups[0]["lr"], "grad_norm": float(norm),
                     "images_per_s": images / spent, "captions_per_s": captions / spent}
             say(f"step {step}/{steps}  loss {line['loss']:.4f}  lr {line['lr']:.2e}  {images / spent:.3g} images/s  "
                 f"{captions / spent:.3g} captions/s  {clock(left)} left")
@@ -880,13 +879,12 @@ def ignore_ctrl_c(worker):
 def command_line(argv=None):
     """(config, method_config, resume state or None) from flags, preset and the run to be resumed."""
     first, = parse(Config, argv=argv, peek=True)
-    named = [p for p in PRESETS if p.split()[0] not in DATASETS]
-    if first.preset not in ("", *named):
-        raise UserError(f"--preset {first.preset}: there are {', '.join(named)}")
-    resume, defaults = None, PRESETS[first.preset] if first.preset else PRESETS.get(first.dataset, {})
+    if first.preset not in ("", *PRESETS):
+        raise UserError(f"--preset {first.preset}: there are {', '.join(PRESETS)}")
+    resume, defaults = None, PRESETS[first.preset] if first.preset else SETTINGS.get(first.dataset, {})
     first, = parse(Config, argv=argv, defaults=defaults, peek=True)
     if not first.preset:
-        defaults = defaults | PRESETS.get(f"{first.dataset} {first.method}", {})
+        defaults = defaults | SETTINGS.get(f"{first.dataset} {first.method}", {})
     if first.resume:
         out = folder_for(first)
         resume = load_resume(out)

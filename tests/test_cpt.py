@@ -14,7 +14,7 @@ from cli import UserError, parse
 from clip_vit import preprocess
 from evaluate import iou
 from gpt2 import get_tokenizer
-from prompts import ALPHA, NONE, PAINTS, blank, fill_in, mask_of, paint, runs_of
+from prompts import ALPHA, NONE, PAINTS, TEMPLATES, blank, fill_in, mask_of, paint, runs_of, see_whole
 from test_methods import V, build
 from test_train import ROOT, fit
 
@@ -118,6 +118,7 @@ def test_letters_are_the_runs_they_stand_for():
 
 def test_the_blank_is_the_end_of_the_text():
     assert blank("The Red Car.") == "the red car is in"
+    assert [blank("{a}  b", t) for t in TEMPLATES] == ["{a} b is in", "{a} b is", "the color of {a} b is"]
 
 
 @pytest.mark.parametrize("where", [ROOT / "data" / "shapes" / "tiny-gpt2"])
@@ -171,11 +172,10 @@ def test_half_is_enough_but_not_for_the_strict_rule():
     assert ground.hits_of([{"box": [0, 0, 10, 10], "proposals": [[0, 0, 10, 5]]}], strict=False) == [[True]]
 
 
-def test_the_first_of_equal_scores_is_chosen_and_order_does_not_matter():
+def test_the_first_of_equal_scores_is_chosen():
     scores, hits = np.array([1.0, 3.0, 2.0, 3.0]), [False, True, False, False]
     assert ground.chosen([scores, np.zeros(4)], [hits, [True, False, False, False]]).tolist() == [1, 1]
-    turn = [2, 3, 1, 0]
-    assert ground.chosen([scores[turn][[0, 2, 3]]], [[hits[i] for i in turn][0:1] + [True, False]]).tolist() == [1]
+    assert ground.chosen([scores, np.zeros(4)], [[True, False, True, True], [False, True, True, True]]).tolist() == [0, 0]
     assert ground.chosen([np.array([-9.0])], [[True]]).tolist() == [1]  # one proposal: always chosen
 
 
@@ -201,16 +201,24 @@ def test_the_score_of_painting_follows_the_painted_region(tmp_path, monkeypatch)
         assert prompts == ["the cat is in"] * len(pictures)
         copies.extend(pictures)
         red = torch.tensor([float(np.asarray(p, int)[10:20, 10:20, 0].mean()) for p in pictures])
-        return torch.stack([red, -red, torch.zeros(len(red))], 1)
+        assert words == ["red", "blue", "yellow", "purple", "green", "none"]
+        return torch.stack([red, -red, -red, -red, -red, torch.zeros(len(red))], 1)
 
     monkeypatch.setattr(ground, "fill_in", stub)
-    monkeypatch.setattr(ground, "see", lambda model, pictures, device: pictures)
+    encoded = []
+    monkeypatch.setattr(ground, "see_whole", lambda model, pictures: encoded.extend(pictures) or pictures)
     Image.new("RGB", (40, 40), (0, 60, 60)).save(tmp_path / "a.png")
     item = {"image": tmp_path / "a.png", "id": 1, "expression": "The cat.", "box": [10, 10, 10, 10],
             "proposals": [[0, 0, 9, 9], [10, 10, 10, 10], [25, 25, 9, 9]]}
-    scores = ground.zero_shot(None, [item], ground.Config(), "cpu")
+    scores = ground.zero_shot(None, [item], ground.Config())
     assert len(copies) == 3 and ground.chosen(scores["raw"], ground.hits_of([item], False)).tolist() == [1]
     assert int(scores["normalised"][0].argmax()) == 1
+    other = {**item, "id": 2, "image": tmp_path / "b.png"}
+    Image.new("RGB", (40, 40), (200, 0, 0)).save(other["image"])
+    encoded.clear()
+    scores = ground.zero_shot(None, [item, other, item], ground.Config())  # of two on one image, one is encoded
+    assert len(encoded) == 6 and np.array_equal(scores["raw"][0], scores["raw"][2])
+    assert not np.array_equal(scores["raw"][0], scores["raw"][1])
 
 
 def test_planted_colours_are_found_in_order_and_a_word_that_never_wins_is_dropped():
@@ -277,12 +285,12 @@ def test_tuning_changes_what_the_captioner_trains_and_nothing_else(refer, host):
     load = lambda: ground.SeeGPT.load(host)
     items = ground.load(refer, "train")[:2]
     config = ground.Config(steps=3, lr=1e-3)
-    before, tuned, again = load(), ground.tune_cpt(load, items, config, "cpu", 0), ground.tune_cpt(load, items, config, "cpu", 0)
+    before, tuned, again = load(), ground.tune_cpt(load, items, config, 0), ground.tune_cpt(load, items, config, 0)
     for (n, a), b, c in zip(before.named_parameters(), tuned.parameters(), again.parameters()):
         assert torch.equal(b, c)
         assert not torch.equal(a, b) or n.endswith(".k.bias") if n in before.trained() else torch.equal(a, b), n
-    model, head = ground.tune_head(load, items, config, "cpu", 0)
-    scores = ground.score_head(model, head, items, "cpu")
+    model, head = ground.tune_head(load, items, config, 0)
+    scores = ground.score_head(model, head, items)
     assert [len(s) for s in scores] == [len(item["proposals"]) for item in items]
 
 
@@ -291,10 +299,10 @@ def test_both_tuned_models_learn_their_shots_by_heart(refer, host):
     items = ground.load(refer, "train")[:2]
     hits = ground.hits_of(items, False)
     config = ground.Config(steps=60, lr=3e-3)
-    assert ground.chosen(ground.score_head(*ground.tune_head(load, items, config, "cpu", 0), items, "cpu"), hits).all()
-    tuned = ground.tune_cpt(load, items[:1], config, "cpu", 0)
+    assert ground.chosen(ground.score_head(*ground.tune_head(load, items, config, 0), items), hits).all()
+    tuned = ground.tune_cpt(load, items[:1], config, 0)
     right = ground.examples(items[0], 9)
-    scores = ground.score_cpt(tuned, items[:1], config, "cpu")[0]
+    scores = ground.score_cpt(tuned, items[:1], config)[0]
     assert scores[right[0][0]] > scores[right[1][0]]
 
 
@@ -348,8 +356,8 @@ def test_one_points_at_a_picture_with_boxes_and_without(refer, host, tmp_path, c
     # the same numbers as from the pictures painted one by one
     model, image = ground.SeeGPT.load(host), Image.open(refer / "test0.png").convert("RGB")
     for b in found["boxes"]:
-        logp = fill_in(model, ground.see(model, [paint(image, [(b["box"], PAINTS["red"])])], "cpu"), ["the circle is in"], ["red", NONE])[0]
-        assert float(logp[0] - logp[1]) == pytest.approx(b["score"], abs=1e-4)
+        logp = fill_in(model, see_whole(model, [paint(image, [(b["box"], PAINTS["red"])])]), ["the circle is in"], ["red"])
+        assert float(logp[0, 0]) == pytest.approx(b["score"], abs=1e-4)
     assert Image.open(tmp_path / "o.png").width > 500
     pointing(host, refer / "test0.png", "--ground", "the circle")
     assert "sliding windows" in capsys.readouterr().err

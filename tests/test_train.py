@@ -280,8 +280,8 @@ def test_a_preset_names_the_paper_s_sizes_and_flags_win_over_it():
 
 def test_a_method_has_its_own_settings_on_a_dataset(monkeypatch):
     """In the order: default, dataset, method on it, command line."""
-    monkeypatch.setitem(train.PRESETS, "shapes prefix", {"lr": 0.5})
-    monkeypatch.setitem(train.PRESETS, "shapes", {**train.PRESETS["shapes"], "lr": 0.4})
+    monkeypatch.setitem(train.SETTINGS, "shapes prefix", {"lr": 0.5})
+    monkeypatch.setitem(train.SETTINGS, "shapes", {**train.SETTINGS["shapes"], "lr": 0.4})
     assert [train.command_line(["--method", m])[0].lr for m in ("ituning", "prefix")] == [0.4, 0.5]
     assert train.command_line(["--method", "prefix", "--lr", "2"])[0].lr == 2
 
@@ -305,7 +305,8 @@ def test_tuned_backbones_have_a_rate_of_their_own():
     """No tensor is in two groups or in none; GPT-2's tied embedding is counted once; W_fuse is not tied to it."""
     from test_methods import build
     model = build("vcgpt", train_lm=True, train_vision=True)
-    groups = train.groups_of(model, train.Config(lr=3.0, backbone_lr=2.0, weight_decay=0.1))
+    config = train.Config(lr=3.0, backbone_lr=2.0, weight_decay=0.1)
+    groups = train.make_optimizer(model, config, torch.device("cpu")).param_groups
     ids = [id(p) for g in groups for p in g["params"]]
     assert len(ids) == len(set(ids)) and set(ids) == {id(p) for p in model.parameters() if p.requires_grad}
     rate = {id(p): g["peak"] for g in groups for p in g["params"]}
@@ -329,8 +330,12 @@ def test_the_backbones_move_with_their_rate(dataset, tmp_path):
 
 
 def test_the_rate_rises_then_falls_to_zero():
-    config = train.Config(warmup=10)
-    rates = [train.schedule(step, config, 100) for step in range(101)]
+    one, half = torch.nn.Parameter(torch.zeros(2, 2)), torch.nn.Parameter(torch.zeros(2))
+    optimizer, rates = torch.optim.AdamW(train.groups_of([one], 1.0, 0.1) + train.groups_of([half], 0.5, 0.1)), []
+    for step in range(101):
+        train.schedule(optimizer, step, 10, 100)
+        rates.append(optimizer.param_groups[0]["lr"])
+        assert optimizer.param_groups[1]["lr"] == rates[-1] / 2
     assert rates[:10] == sorted(rates[:10]) and rates[10] == max(rates) == 1 and rates[100] == 0
     assert rates[10:] == sorted(rates[10:], reverse=True) and rates[55] == 0.5
 

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script,
 import draw
 from cli import UserError, opt, parse, run
 from data.common import replacing
+from evaluate import markdown
 from model import Rows, SeeGPT, origin_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,8 +47,7 @@ TABLES = {
         **{f"one-{l}": (f"one token, layer {l}", [*DVP, "--insert_layer", str(l)]) for l in range(4)},
     },
 }
-SCORES = {"captions": {"CIDEr-D": "CIDEr-D", "BLEU-4": "BLEU-4", "objects named": "objects named", "exact": "exact"},
-          "questions": {"accuracy": "accuracy"}}
+SCORES = {"captions": ("CIDEr-D", "BLEU-4", "objects named", "exact"), "questions": ("accuracy",)}  # the last on novel, too
 LOOKS = ("#1f4e8c", "#d1652a", "#3b8f5a", "#9cc9ab", "#7a4a9e", "#bfa3d6")
 
 
@@ -71,15 +71,15 @@ def command(*words):
         raise UserError(f"this failed: python {' '.join(map(str, words))}")
 
 
-def entries(folder):
-    """The lines of a run's log.jsonl; empty if there is none."""
+def logged(folder, name):
+    """The numbers of one entry of a run's log.jsonl, in the order of its steps; none if there is no log."""
     log = folder / "log.jsonl"
-    return [json.loads(line) for line in log.read_text("utf-8").splitlines()] if log.exists() else []
+    return [value for _, value in sorted(draw.series(log, name).items())] if log.exists() else []
 
 
 def train(folder, flags):
     """One run, unless it is finished; goes on with a stopped one."""
-    if any("peak_memory" in x for x in entries(folder)):
+    if logged(folder, "peak_memory"):
         return
     if (folder / "resume.pt").exists():
         command("train.py", "--resume", "--out", folder)
@@ -112,10 +112,8 @@ def speeds(runs, out, rounds, steps=60):
     for i in range(rounds):
         for name, (_, flags) in runs.items():
             folder = out / f"speed-{name}-{i}"
-            if not entries(folder):
-                command("train.py", *flags, "--steps", steps, "--log_every", 10,
-                        "--eval_images", 3, "--score", 0, "--out", folder)
-            seen[name] += [x["captions_per_s"] for x in entries(folder) if "captions_per_s" in x][1:]
+            train(folder, [*flags, "--steps", steps, "--log_every", 10, "--eval_images", 3])
+            seen[name] += logged(folder, "captions_per_s")[1:]
     return {name: statistics.median(values) for name, values in seen.items()}
 
 
@@ -159,10 +157,10 @@ def main(config):
     fast = speeds(rows, out, config.speed_rounds)
     results = {}
     for name, (title, _) in rows.items():
-        scores = {split: evaluate(runs[name], split, config.beam, out / f"{name}-{split}-{config.seeds}.json")
+        scores = {split: evaluate(runs[name], split, config.beam, out / f"{name}-{split}-{config.seeds}-beam{config.beam}.json")
                   for split in ("test", "novel")}
         model = SeeGPT.load(runs[name][0])
-        memory = [x["peak_memory"] for folder in runs[name] for x in entries(folder) if x.get("peak_memory")]
+        memory = [held for folder in runs[name] for held in logged(folder, "peak_memory") if held]
         results[name] = {"title": title, "trained": sum(p.numel() for p in model.trained().values()),
                          "texts_per_s": fast[name], "peak_memory": max(memory, default=None),
                          "macs": macs(model.method, model.gpt2, model.vit, 16), **scores}
@@ -170,8 +168,8 @@ def main(config):
     with replacing(path.with_suffix(".json")) as f:
         f.write(json.dumps(results, indent=1).encode() + b"\n")
     with replacing(path.with_suffix(".md")) as f:
-        f.write(table.encode())
-    print(table, end="")
+        f.write(f"{table}\n".encode())
+    print(table)
     settings = origin_of(next(iter(runs.values()))[0])["train"]
     print(f"\n{config.seeds} seeds, {settings['epochs']:g} epochs of 8,000 images with {settings['rows']} texts each, "
           f"beam {config.beam}; scores x 100, mean ± standard deviation.")
@@ -183,19 +181,17 @@ def main(config):
 
 
 def table_of(results, which):
-    """The Markdown table; of questions also the layers and the cost of a question of 16 tokens."""
-    asked = which == "questions"
-    head = ["method", "trained", "texts/s", "peak memory", *(["GMAC", "with ViT"] if asked else []),
-            *(f"{title}, test" for title in SCORES[which].values()), f"{list(SCORES[which].values())[-1]}, novel"]
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
+    """The Markdown table; of questions also the cost of one of 16 tokens."""
+    asked, metrics = which == "questions", SCORES[which]
+    lines = [["method", "trained", "texts/s", "peak memory", *(["GMAC", "with ViT"] if asked else []),
+              *(f"{metric}, test" for metric in metrics), f"{metrics[-1]}, novel"]]
     for r in results.values():
         memory = f"{r['peak_memory'] / 1e6:,.0f} MB" if r["peak_memory"] else "not known"
         lm, eye = r["macs"]
         cost = [f"{lm:.4f}", f"{lm + eye:.4f}"] if asked else []
-        last = list(SCORES[which])[-1]
         lines.append([r["title"], f"{r['trained']:,}", f"{r['texts_per_s']:,.0f}", memory, *cost,
-                      *(shown(r["test"][metric]) for metric in SCORES[which]), shown(r["novel"][last])])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+                      *(shown(r["test"][metric]) for metric in metrics), shown(r["novel"][metrics[-1]])])
+    return markdown(lines)
 
 
 if __name__ == "__main__":
