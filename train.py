@@ -839,7 +839,8 @@ def main(config, method_config, resume=None):
             with autocast:
                 evaluate.report_exact(model.eval(), folder, device, config.score)
         held = f", {memory / 1e6:,.0f} MB at most" if memory else ""
-        say(f"done in {clock(time.time() - began)}{held}. Next: python sample.py --ckpt {out} picture.jpg")
+        asked = "" if task == "captions" else f' --question "a {task}"'
+        say(f"done in {clock(time.time() - began)}{held}. Next: python sample.py --ckpt {out} picture.jpg{asked}")
     if world.size > 1:
         world.sum([0], device)  # who leaves first would take the connection away while others still score
         time.sleep(1)  # pitfall: gloo aborts a process whose peer hangs up while it still reads the last answer
