@@ -55,6 +55,7 @@ class Config:
     images: int = opt(0, "only the first so many expressions; 0: all")
     masks: bool = opt(False, "paint the proposals' masks (CPT-Seg) instead of their boxes (CPT-Blk)")
     colours: list = opt(["red"], f"words to paint with, of {', '.join(PAINTS)}: one region a copy; several: as many regions")
+    palette: str = opt("", "other words and colours to choose --colours from: the file that --search --json wrote")
     template: str = opt(TEMPLATES[0], "the text, {} for the expression; its end is where the colour belongs", choices=TEMPLATES)
     strict: bool = opt(False, "count a choice above 0.5 with inclusive pixels, as CPT's code, not from 0.5 on")
     shots: list = opt([], "numbers of expressions to tune on (CPT 1 2 4 8 16), or all")
@@ -79,6 +80,25 @@ def load(dataset, split, images=0):
         if "expression" not in item or not all(isinstance(b, list) and len(b) == 4 for b in boxes):
             raise UserError(f"{dataset}, {split}: item {item['id']} lacks an expression, its box [x, y, w, h] or proposals")
     return items
+
+
+def paints_of(config):
+    """{word: (r, g, b)} to paint with. UserError if --colours are not among them."""
+    paints = PAINTS
+    if config.palette:
+        hint = 'expected [{"word": "red", "rgb": [240, 0, 30]}, ...], as --search --json writes it'
+        found = read_json(Path(config.palette), hint)
+        try:
+            paints = {x["word"]: tuple(x["rgb"]) for x in found}
+            whole = all(isinstance(w, str) and len(c) == 3 and set(c) <= set(range(256)) for w, c in paints.items())
+        except (TypeError, KeyError):
+            whole = False
+        if not whole or not paints:
+            raise UserError(f"{config.palette}: not a palette; {hint}")
+    for word in config.colours:
+        if word not in paints:
+            raise UserError(f"--colours {word}: there are {', '.join(paints)}")
+    return paints
 
 
 def regions(item, size, masks):
@@ -108,14 +128,14 @@ def painted(model, items, config):
 
     Items of one image follow each other: what is painted alike is painted and encoded once.
     """
-    before, show = None, progress("painting", len(items))
+    before, show, paints = None, progress("painting", len(items)), paints_of(config)
     order = sorted(range(len(items)), key=lambda i: str(items[i]["image"]))
     for done, i in enumerate(order, 1):
         item = items[i]
         if (item["image"], item["proposals"]) != before:
             before, image = (item["image"], item["proposals"]), open_image(item["image"])
             what, groups = regions(item, image.size, config.masks), grouped(item, len(config.colours))
-            feats = see_whole(model, [paint(image, [(what[j], PAINTS[w]) for j, w in zip(group, config.colours)])
+            feats = see_whole(model, [paint(image, [(what[j], paints[w]) for j, w in zip(group, config.colours)])
                                       for group in groups])
         yield i, groups, feats
         show(done)
@@ -126,12 +146,12 @@ def painted(model, items, config):
 def zero_shot(model, items, config, clip=None):
     """{score: [scores (n,) of an item's proposals]}.
 
-    "raw" is log p(word); "normalised" is log p(word) less that of all words of PAINTS and "none" together; "wrong word", a
+    "raw" is log p(word); "normalised" is log p(word) less that of all words to paint with and "none" together; "wrong word", a
     control, is log p of a colour that is not there. With one colour and clip, a text tower and its tokenizer, also "CLIP
     alone": how near the copy is to "... is in red color." (CPT-adapted, in ReCLIP).
     """
-    words, asked = config.colours, [*PAINTS, NONE]
-    own, wrong = [asked.index(word) for word in words], [i for i, word in enumerate(PAINTS) if word not in words]
+    words, asked = config.colours, [*paints_of(config), NONE]
+    own, wrong = [asked.index(word) for word in words], [i for i, word in enumerate(asked[:-1]) if word not in words]
     found = {name: [np.zeros(len(item["proposals"])) for item in items] for name in (
         "raw", "normalised", *(["wrong word"] if wrong else []), *(["CLIP alone"] if clip and len(words) == 1 else []))}
     for i, groups, feats in painted(model, items, config):
@@ -168,12 +188,13 @@ def chances(items, hits):
 
 def naming(model, items, config):
     """How often the captioner calls the paint on the true box by its name: {word: share}, the premise of CPT."""
-    right = {word: [] for word in PAINTS}
+    paints = paints_of(config)
+    right = {word: [] for word in paints}
     for item in items:
         image = open_image(item["image"])
-        feats = see_whole(model, [paint(image, [(item["box"], colour)]) for colour in PAINTS.values()])
-        logp = fill_in(model, feats, [blank(item["expression"], config.template)] * len(feats), list(PAINTS))
-        for i, word in enumerate(PAINTS):
+        feats = see_whole(model, [paint(image, [(item["box"], colour)]) for colour in paints.values()])
+        logp = fill_in(model, feats, [blank(item["expression"], config.template)] * len(feats), list(paints))
+        for i, word in enumerate(paints):
             right[word].append(int(logp[i].argmax()) == i)
     return {word: float(np.mean(hits)) for word, hits in right.items()}
 
@@ -272,7 +293,7 @@ def tune_cpt(load_model, shots, config, seed):
     dataset, which no memory could hold, when their turn comes.
     """
     model, dice = load_model().train(), np.random.default_rng(seed)
-    enc, word, most = model.gpt2.tokenizer, config.colours[0], 1 if len(shots) >= 16 else SHOTS_AT_ONCE
+    enc, word, paints, most = model.gpt2.tokenizer, config.colours[0], paints_of(config), 1 if len(shots) >= 16 else SHOTS_AT_ONCE
     copies = [(item, i, right) for item in shots for i, right in examples(item, most)]
     red, none = (enc.encode_ordinary(f" {w}")[0] for w in (word, NONE))
 
@@ -280,7 +301,7 @@ def tune_cpt(load_model, shots, config, seed):
         pictures = []
         for item, i, _ in (copies[n] for n in numbers):
             image = open_image(item["image"])
-            pictures.append(paint(image, [(regions(item, image.size, config.masks)[i], PAINTS[word])]))
+            pictures.append(paint(image, [(regions(item, image.size, config.masks)[i], paints[word])]))
         return see_whole(model, pictures)
 
     few = len(copies) <= SHOTS_AT_ONCE
@@ -420,9 +441,7 @@ def write_json(path, result):
 
 def main(config):
     device, ckpt = pick_device(config.device), config.ckpt or newest_run()
-    for word in config.colours:
-        if word not in PAINTS:
-            raise UserError(f"--colours {word}: there are {', '.join(PAINTS)}")
+    paints_of(config)  # says what is wrong with them before anything is loaded
     shots = [str(k) for k in config.shots]
     if any(k != "all" and not (k.isdigit() and int(k)) for k in shots):
         raise UserError("--shots: numbers from 1 on, or all")

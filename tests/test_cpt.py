@@ -325,13 +325,16 @@ def test_the_whole_command(refer, host, tmp_path, capsys):
     found = json.loads((tmp_path / "s.json").read_text())
     assert [x["log_p"] for x in found] == sorted([x["log_p"] for x in found], reverse=True)
     assert Image.open(tmp_path / "s.png").width > 100
+    command("--ckpt", host, "--dataset", refer, "--palette", tmp_path / "s.json", "--colours", found[-1]["word"], "--json", tmp_path / "p.json")
+    assert list(json.loads((tmp_path / "p.json").read_text())["naming"]) == [x["word"] for x in found]
 
 
 @pytest.mark.parametrize("words, says", [
-    (["--colours", "mauve"], "there are red"), (["--shots", "0"], "from 1 on"), (["--dataset", "MINI", "--split", "val"], "there are"),
+    (["--colours", "mauve"], "there are red"), (["--palette", "ODD"], "not a palette"), (["--palette", "none.json"], "no such file"), (["--shots", "0"], "from 1 on"), (["--dataset", "MINI", "--split", "val"], "there are"),
     (["--masks"], "has no mask")])
-def test_what_cannot_be_asked_is_refused(refer, host, words, says):
-    words = [str(refer) if w == "MINI" else w for w in words]
+def test_what_cannot_be_asked_is_refused(refer, host, tmp_path, words, says):
+    (tmp_path / "odd.json").write_text('[{"word": "red", "rgb": [1, 2, 256]}]')
+    words = [{"MINI": str(refer), "ODD": str(tmp_path / "odd.json")}.get(w, w) for w in words]
     with pytest.raises(UserError, match=says):
         command("--ckpt", host, *(["--dataset", refer] if "--dataset" not in words else []), *words)
 
