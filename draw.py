@@ -18,6 +18,8 @@ import json
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from data.common import replacing
+
 PAPER, INK, GREY, LINE = (252, 252, 250), (30, 30, 36), (125, 125, 132), (214, 214, 212)
 FRAME = (236, 236, 233)  # around a picture that is not as wide or tall as its place
 MARGIN, GAP = 28, 14  # pixels around the sheet, and between cells
@@ -248,7 +250,8 @@ def plot(lines, path, xlabel, ylabel, numbers):
     axes.grid(axis="y", color="#e6e6e4")
     if axes.lines:
         axes.legend(frameon=False)
-    figure.savefig(path)
+    with replacing(path) as f:
+        figure.savefig(f, format="png")
     return True
 
 

@@ -20,10 +20,13 @@ bounds what any choice among them can reach.
 Next: nothing. You have read it all.
 """
 
+import hashlib
 import json
 import random
+import re
 import sys
 import time
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +40,7 @@ from cli import UserError, opt, parse, run
 from clip_vit import CLIPText, get_clip_tokenizer, open_image
 from data.common import find_dataset, load_split, progress, read_json, replacing
 from evaluate import RESAMPLES, bootstrap, iou, markdown, shown
-from model import Rows, SeeGPT, here, padded
+from model import Rows, SeeGPT, checkpoint_file, here, padded
 from prompts import NONE, PAINTS, TEMPLATES, blank, fill_in, mask_of, paint, see_whole
 from sample import newest_run
 from train import clock, groups_of, pick_device, schedule
@@ -143,12 +146,13 @@ def painted(model, items, config):
 
 # ---------------------------------------------------------------------------- zero-shot
 
+@torch.no_grad()
 def zero_shot(model, items, config, clip=None):
     """{score: [scores (n,) of an item's proposals]}.
 
     "raw" is log p(word); "normalised" is log p(word) less that of all words to paint with and "none" together; "wrong word", a
-    control, is log p of a colour that is not there. With one colour and clip, a text tower and its tokenizer, also "CLIP
-    alone": how near the copy is to "... is in red color." (CPT-adapted, in ReCLIP).
+    control, is log p of a colour that is not there. With one colour and clip, sentence -> vector, also "CLIP alone": how near
+    the copy is to "... is in red color." (CPT-adapted, in ReCLIP). Copies without paint, the other control, are all alike.
     """
     words, asked = config.colours, [*paints_of(config), NONE]
     own, wrong = [asked.index(word) for word in words], [i for i, word in enumerate(asked[:-1]) if word not in words]
@@ -161,25 +165,22 @@ def zero_shot(model, items, config, clip=None):
         if wrong:
             scores["wrong word"] = logp[:, wrong[:1]].expand(-1, len(words))
         if "CLIP alone" in found:
-            scores["CLIP alone"] = clip_score(model.vit, *clip, feats, f"{phrase} {words[0]} color.").cpu()
+            seen = model.vit.ln_post(feats[:, 0]) @ model.vit.proj
+            text = clip(f"{blank(items[i]['expression'])} {words[0]} color.")
+            scores["CLIP alone"] = nn.functional.cosine_similarity(seen, text)[:, None].cpu()
         for name in found:
             for group, row in zip(groups, scores[name].tolist()):
                 found[name][i][group] = row[:len(group)]
     return found
 
 
-@torch.no_grad()
-def clip_score(vit, text, encode, feats, sentence):
-    """Cosines (n, 1) of painted copies, as feats of the ViT, and a sentence."""
-    seen = nn.functional.normalize(vit.ln_post(feats[:, 0]) @ vit.proj, dim=-1)
-    return seen @ nn.functional.normalize(text.encode_text(encode([sentence]).to(feats.device)), dim=-1).T
-
-
 def chances(items, hits):
     """(random choice, random among boxes of 5 % of the image and more) -> expected hits of every item."""
-    blind, prior = [], []
+    blind, prior, sizes = [], [], {}
     for item, hit in zip(items, hits):
-        w, h = open_image(item["image"]).size
+        if item["image"] not in sizes:  # opened in full, so that a broken one is found before hours of painting
+            sizes[item["image"]] = open_image(item["image"]).size
+        w, h = sizes[item["image"]]
         large = [i for i, b in enumerate(item["proposals"]) if b[2] * b[3] >= SMALL * w * h] or range(len(hit))
         blind.append(np.mean(hit))
         prior.append(np.mean([hit[i] for i in large]))
@@ -233,18 +234,16 @@ def region_tokens(feats, item, size):
 
 
 def phrase_states(model, feats, phrases):
-    """The captioner's last states (n, C) behind n phrases, each with its clean image before it, feats (n, N, D)."""
-    method, seen = model.method, []
+    """GPT-2's last states (n, C) behind n phrases, each with its clean image before it, feats (n, N, D).
+
+    As model.read, without head: of VC-GPT, whose fusion stack is in there, that is the text alone.
+    """
     idx, cond = padded([phrase.lower() for phrase in phrases], model.gpt2.tokenizer, feats.device)
-    last = torch.arange(len(idx), device=feats.device) * idx.shape[1] + cond - 1
-    # The norm in front of the vocabulary, whichever the method uses: VC-GPT and DVP have their own.
-    norm = getattr(method, "ln", None) or getattr(method, "ln_f", None) or model.gpt2.ln_f
-    hook = norm.register_forward_hook(lambda module, x, y: seen.append(y))
-    try:
-        model.read(idx, method.look(feats), Rows(cond=cond, pick=last))
-    finally:
-        hook.remove()
-    return seen[-1]
+    x, ctx = model.gpt2.embed(idx, 0), model.method.look(feats)
+    for l, block in enumerate(model.gpt2.h):
+        x = model.method.block(l, block, x, ctx, Rows(cond=cond))
+    x = x[:, -idx.shape[1]:]  # without a method's own tokens, which stand in front
+    return model.gpt2.ln_f(x[torch.arange(len(x), device=x.device), cond - 1])
 
 
 def head_scores(model, head, items, feats, tokens):
@@ -261,9 +260,9 @@ def shots_of(items, K, seed):
     return [items[i] for i in order[:K]]
 
 
-def examples(item, limit):
+def examples(item, limit, strict=False):
     """(proposals painted, right or wrong): those over the true box, and as many others; labels True and False."""
-    hit = [iou(box, item["box"]) > 0.5 for box in item["proposals"]]
+    hit, = hits_of([item], strict)
     right, wrong = [i for i, x in enumerate(hit) if x], [i for i, x in enumerate(hit) if not x]
     if not right:  # no proposal covers it: the first one takes the place, and is none of it (as released)
         return [(0, False)]
@@ -276,6 +275,7 @@ def few_shot_steps(params, lr, steps):
     """Yields steps times; after each, the gradients that were made move params.
 
     AdamW as in CPT's code: betas (0.9, 0.98), weight decay 0.01 on matrices, a tenth of the steps to warm up.
+    differs: gradients are clipped to a norm of 1, as in train.py.
     """
     optimizer = torch.optim.AdamW(groups_of(params, lr, 0.01), betas=(0.9, 0.98))
     for step in range(steps):
@@ -286,33 +286,36 @@ def few_shot_steps(params, lr, steps):
         optimizer.zero_grad(set_to_none=True)
 
 
-def tune_cpt(load_model, shots, config, seed):
-    """A copy of the captioner that says " red" for the right painted region, " none" for another.
+def tune_cpt(model, shots, config, seed):
+    """A copy of the captioner that says " red" for the right painted region, " none" for another. UserError if one of
+    these words is more than one token.
 
+    differs: of a captioner with --train_vision all but its ViT is tuned: the copies are encoded without gradient.
     A step sees all painted copies, and SHOTS_AT_ONCE of more: those of a few shots are encoded once, those of a whole
     dataset, which no memory could hold, when their turn comes.
     """
-    model, dice = load_model().train(), np.random.default_rng(seed)
+    model, dice = deepcopy(model).train(), np.random.default_rng(seed)
     enc, word, paints, most = model.gpt2.tokenizer, config.colours[0], paints_of(config), 1 if len(shots) >= 16 else SHOTS_AT_ONCE
-    copies = [(item, i, right) for item in shots for i, right in examples(item, most)]
+    copies = [(item, i, right) for item in shots for i, right in examples(item, most, config.strict)]
+    if pieces := [w for w in (word, NONE) if len(enc.encode_ordinary(f" {w}")) > 1]:
+        raise UserError(f"--shots: {pieces[0]} is more than one token of this GPT-2; choose another of --colours")
     red, none = (enc.encode_ordinary(f" {w}")[0] for w in (word, NONE))
 
-    def feats_of(numbers):
-        pictures = []
+    def pictures(numbers):
         for item, i, _ in (copies[n] for n in numbers):
             image = open_image(item["image"])
-            pictures.append(paint(image, [(regions(item, image.size, config.masks)[i], paints[word])]))
-        return see_whole(model, pictures)
+            yield paint(image, [(regions(item, image.size, config.masks)[i], paints[word])])
 
     few = len(copies) <= SHOTS_AT_ONCE
-    chosen, feats = list(range(len(copies))), feats_of(range(len(copies))) if few else None
+    drawn = list(range(len(copies)))
+    feats = see_whole(model, pictures(drawn)) if few else None
     for _ in few_shot_steps(list(model.trained().values()), config.lr, config.steps):
         if not few:
-            chosen = dice.permutation(len(copies))[:SHOTS_AT_ONCE].tolist()
-            feats = feats_of(chosen)
-        idx, cond = padded([blank(copies[n][0]["expression"], config.template) for n in chosen], enc, feats.device)
+            drawn = dice.permutation(len(copies))[:SHOTS_AT_ONCE].tolist()
+            feats = see_whole(model, pictures(drawn))
+        idx, cond = padded([blank(copies[n][0]["expression"], config.template) for n in drawn], enc, feats.device)
         last = torch.arange(len(idx), device=feats.device) * idx.shape[1] + cond - 1
-        targets = torch.tensor([red if copies[n][2] else none for n in chosen], device=feats.device)
+        targets = torch.tensor([red if copies[n][2] else none for n in drawn], device=feats.device)
         logits = model.read(idx, model.method.look(feats), Rows(cond=cond, pick=last))
         nn.functional.cross_entropy(logits, targets).backward()
     return model.eval()
@@ -331,25 +334,25 @@ def score_cpt(model, items, config):
     return found
 
 
-def tune_head(load_model, shots, config, seed):
+def tune_head(model, shots, config, seed):
     """(captioner, head) fine-tuned together: a softmax over the proposals of each expression. Ten times as many steps at
     twice the learning rate of CPT, as released; a step sees ten expressions at most."""
     torch.manual_seed(seed)
-    model, dice = load_model().train(), np.random.default_rng(seed)
+    model, dice = deepcopy(model).train(), np.random.default_rng(seed)
     device = model.gpt2.wte.weight.device
     head = RegionHead(model.vit.width, model.gpt2.config.n_embd).to(device)
-    hits = [[iou(box, item["box"]) > 0.5 for box in item["proposals"]] for item in shots]
-    shots = [(item, torch.tensor(hit, dtype=torch.float32, device=device)) for item, hit in zip(shots, hits) if any(hit)]
+    shots = [(item, torch.tensor(hit, dtype=torch.float32, device=device))
+             for item, hit in zip(shots, hits_of(shots, config.strict)) if any(hit)]
     seen = {}
     for _ in few_shot_steps([*model.trained().values(), *head.parameters()], 2 * config.lr, 10 * config.steps if shots else 0):
-        chosen = dice.permutation(len(shots))[:10].tolist()
+        drawn = dice.permutation(len(shots))[:10].tolist()
         if len(seen) > 10 * SHOTS_AT_ONCE:
             seen.clear()
-        for n in chosen:
+        for n in drawn:
             if n not in seen:
                 seen[n] = clean(model, shots[n][0])
-        scores = head_scores(model, head, [shots[n][0] for n in chosen], *zip(*(seen[n] for n in chosen)))
-        losses = [nn.functional.cross_entropy(s[None], shots[n][1][None] / shots[n][1].sum()) for n, s in zip(chosen, scores)]
+        scores = head_scores(model, head, [shots[n][0] for n in drawn], *zip(*(seen[n] for n in drawn)))
+        losses = [nn.functional.cross_entropy(s[None], shots[n][1][None] / shots[n][1].sum()) for n, s in zip(drawn, scores)]
         torch.stack(losses).mean().backward()
     return model.eval(), head.eval()
 
@@ -401,7 +404,10 @@ def ranked(scores, grid, words):
 # ---------------------------------------------------------------------------- the command
 
 def hits_of(items, strict):
-    """Which proposals of each item are right, lists of 0 and 1."""
+    """Which proposals of each item are right, lists of 0 and 1.
+
+    differs: CPT's code counts as strict does, later work from 0.5 on and without the pixel more.
+    """
     if strict:
         return [[iou(b, item["box"], inclusive=True) > 0.5 for b in item["proposals"]] for item in items]
     return [[iou(b, item["box"]) >= 0.5 for b in item["proposals"]] for item in items]
@@ -409,7 +415,7 @@ def hits_of(items, strict):
 
 def accuracies(found, items, hits):
     """{"all", "names a colour", "names none": (accuracy, low, high)} x 100 of expected hits (n,) an item."""
-    named = np.array([any(w in item["expression"].lower().split() for w in NOMINAL) for item in items])
+    named = np.array([bool({*NOMINAL, "gray"} & set(re.findall("[a-z]+", item["expression"].lower()))) for item in items])
     means = {"all": (found, np.ones(len(items)))}
     if named.any() and not named.all():
         means |= {"names a colour": (found, 1.0 * named), "names none": (found, 1.0 * ~named)}
@@ -439,31 +445,57 @@ def write_json(path, result):
             f.write(json.dumps(result, indent=1).encode() + b"\n")
 
 
-def main(config):
-    device, ckpt = pick_device(config.device), config.ckpt or newest_run()
-    paints_of(config)  # says what is wrong with them before anything is loaded
-    shots = [str(k) for k in config.shots]
-    if any(k != "all" and not (k.isdigit() and int(k)) for k in shots):
+def clip_texts(model, config, items):
+    """Sentence -> its vector of CLIP's text tower. UserError without a text tower, without merges.txt, if the model's ViT was
+    tuned away from it, or for an expression of more than 77 tokens."""
+    if model.origin["train_vision"]:
+        raise UserError("its ViT was tuned")
+    folder = locate(config.clip or here(model.origin["clip"]["name"]))
+    text, encode = CLIPText.from_pretrained(folder), get_clip_tokenizer(folder if folder.is_dir() else None)
+    text.to(model.gpt2.wte.weight.device)
+    encode([f"{blank(item['expression'])} {config.colours[0]} color." for item in items])
+    return lambda sentence: text.encode_text(encode([sentence]).to(model.gpt2.wte.weight.device))
+
+
+def check(config):
+    """UserError for what would otherwise be found out late."""
+    paints_of(config)
+    if any(k != "all" and not (k.isdecimal() and int(k)) for k in map(str, config.shots)):
         raise UserError("--shots: numbers from 1 on, or all")
-    load_model = lambda: SeeGPT.load(ckpt, device, config.gpt2 or None, config.clip or None)
-    model = load_model()
+    if config.shots and len(config.colours) > 1:
+        raise UserError("--shots paints one region a copy: one of --colours")
+    for least, name in ((1, "seeds"), (1, "steps"), (0, "lr"), (0, "images")):
+        if getattr(config, name) < least:
+            raise UserError(f"--{name} {getattr(config, name)}: must be {least} or more")
+    if config.png and not (config.png.lower().endswith(".png") and (config.shots or config.search)):
+        raise UserError(f"--png {config.png}: a name that ends in .png, with --shots or --search")
+
+
+def main(config):
+    check(config)
+    device, ckpt = pick_device(config.device), checkpoint_file(config.ckpt or newest_run())
+    model = SeeGPT.load(ckpt, device, config.gpt2 or None, config.clip or None)
+    print(f"with {ckpt}", file=sys.stderr)
     if model.method.answers:
         raise UserError(f"{ckpt} chooses among answers; CPT needs a model that writes")
     if config.search:
         return show_colours(model, config)
     items = load(config.dataset, config.split, config.images)
     hits = hits_of(items, config.strict)
-    if shots:
-        return few_shot(load_model, items, hits, shots, config)
+    settings = {k: v for k, v in vars(config).items() if k not in ("shots", "seeds", "json", "png", "device")}
+    settings |= {"ckpt": hashlib.sha256(ckpt.read_bytes()).hexdigest(),
+                 "palette": {word: list(rgb) for word, rgb in paints_of(config).items()}}
+    if config.shots:
+        return few_shot(model, items, hits, config, settings)
 
     called = naming(model, items[:100], config)
     print(f"called by its name, painted on the true box of the first {min(100, len(items))}: "
           + ", ".join(f"{w} {100 * v:.0f} %" for w, v in called.items()))
+    clip = None
     try:
-        folder = locate(config.clip or here(model.origin["clip"]["name"]))
-        clip = CLIPText.from_pretrained(folder).to(device), get_clip_tokenizer(folder if folder.is_dir() else None)
-    except UserError as e:  # a CLIP without its text tower, or without merges.txt
-        clip = print(f"note: no row for CLIP alone: {e}", file=sys.stderr)
+        clip = clip_texts(model, config, items)
+    except UserError as e:
+        print(f"note: no row for CLIP alone: {e}", file=sys.stderr)
     blind, prior = chances(items, hits)
     rows = {"random": accuracies(blind, items, hits),
             f"random, {100 * SMALL:.0f} % of the image and more": accuracies(prior, items, hits)}
@@ -472,43 +504,46 @@ def main(config):
     rows["bound by the proposals"] = accuracies(np.array([float(any(hit)) for hit in hits]), items, hits)
     columns = list(rows["random"])
     print(markdown([["", *columns], *([name, *(shown(*r[c]) for c in columns)] for name, r in rows.items())]))
-    best, chance = max(rows[r]["all"][0] for r in ("CPT, raw", "CPT, normalised")), rows["random"]["all"][0]
+    chance = rows["random"]["all"][0]
+    above = {r: (rows[f"CPT, {r}"]["all"][0] - chance) / max(1e-9, 100 - chance) for r in ("raw", "normalised")}
     rule = "> 0.5, inclusive pixels" if config.strict else ">= 0.5"
     print(f"\n{config.dataset}, {config.split}: {len(items):,} expressions, {np.mean([len(h) for h in hits]):.1f} proposals "
           f"each; accuracy x 100 (IoU {rule}), in brackets the 95 % interval of {RESAMPLES:,} resamples. "
-          f"(accuracy - chance) / (1 - chance) = {(best - chance) / max(1e-9, 100 - chance):.2f}.")
-    write_json(config.json, {"dataset": config.dataset, "split": config.split, "expressions": len(items), "unit": "x 100",
-                             "naming": called, "rows": {name: {c: dict(zip(("score", "low", "high"), v)) for c, v in r.items()}
-                                                        for name, r in rows.items()}})
+          f"(accuracy - chance) / (1 - chance): "
+          + ", ".join(f"{share:.2f} ({r})" for r, share in above.items()))
+    write_json(config.json, {"settings": settings, "expressions": len(items), "unit": "x 100", "naming": called,
+                             "rows": {name: {c: dict(zip(("score", "low", "high"), v)) for c, v in r.items()}
+                                      for name, r in rows.items()}})
 
 
-def few_shot(load_model, items, hits, shots, config):
+def few_shot(model, items, hits, config, settings):
     """Prints {method: {K: [accuracy x 100 of each seed]}}. With --json every run is written when it is done, and a second
     call with the same settings goes on from there; with --png the curve is drawn."""
-    settings = {k: v for k, v in vars(config).items() if k not in ("shots", "seeds", "json", "png", "device")}
-    train, began, done, found = load(config.dataset, "train"), time.time(), 0, {"CPT": {}, "fine-tuned head": {}}
+    pool, began, done, found = load(config.dataset, "train"), time.time(), 0, {"CPT": {}, "fine-tuned head": {}}
+    shots = list(dict.fromkeys(map(str, config.shots)))
     if config.json and Path(config.json).exists():
         written = read_json(Path(config.json), "expected the numbers of --shots in it")
-        if written.get("settings") != settings:
+        if not isinstance(written, dict) or written.get("settings") != settings or "accuracies" not in written:
             raise UserError(f"{config.json} is of other settings: name another file, or remove it")
         found = written["accuracies"]
     todo = [(K, seed) for seed in range(config.seeds) for K in shots if len(found["CPT"].get(K, ())) <= seed]
     for K, seed in todo:
-        some = shots_of(train, len(train) if K == "all" else int(K), seed)
-        for name, scores in (("CPT", score_cpt(tune_cpt(load_model, some, config, seed), items, config)),
-                             ("fine-tuned head", score_head(*tune_head(load_model, some, config, seed), items))):
+        some = shots_of(pool, len(pool) if K == "all" else int(K), seed)
+        for name, scores in (("CPT", score_cpt(tune_cpt(model, some, config, seed), items, config)),
+                             ("fine-tuned head", score_head(*tune_head(model, some, config, seed), items))):
             found[name].setdefault(K, []).append(100 * chosen(scores, hits).mean())
         write_json(config.json, {"settings": settings, "accuracies": found})
         done += 1
         print(f"{K} shots, seed {seed}: CPT {found['CPT'][K][-1]:.1f}, head {found['fine-tuned head'][K][-1]:.1f}; "
               f"{clock((time.time() - began) / done * (len(todo) - done))} left", file=sys.stderr, flush=True)
-    print(markdown([["shots", *found], *([K, *(f"{np.mean(f[K]):.1f} ± {np.std(f[K]):.1f}" for f in found.values())]
-                                         for K in shots)]))  # the population's deviation, as CPT reports it
+    # The population's deviation, as CPT reports it.
+    seen = {name: {K: (np.mean(f[K][:config.seeds]), np.std(f[K][:config.seeds])) for K in shots} for name, f in found.items()}
+    print(markdown([["shots", *seen], *([K, *("{:.1f} ± {:.1f}".format(*f[K]) for f in seen.values())] for K in shots)]))
     if config.png:
         curves = []
-        for (name, f), colour in zip(found.items(), ("#1f4e8c", "#d1652a")):
+        for (name, f), colour in zip(seen.items(), ("#1f4e8c", "#d1652a")):
             for label, away, looks in ((name, 0, dict(marker="o")), ("", 1, dict(linestyle=":")), ("", -1, dict(linestyle=":"))):
-                points = {int(K): float(np.mean(f[K]) + away * np.std(f[K])) for K in shots if K != "all"}
+                points = {int(K): float(mean + away * std) for K, (mean, std) in f.items() if K != "all"}
                 curves.append((label, points, looks | dict(color=colour)))
         draw.plot(curves, config.png, "expressions tuned on (dotted: one standard deviation)", "accuracy, %",
                   config.json or "the table above")

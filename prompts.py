@@ -40,6 +40,7 @@ V vocabulary, L layers, K the layer of the prompt, A answers
 Next: train.py
 """
 
+import itertools
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -267,8 +268,7 @@ class DVP(Method):
         logits, targets = logits[kept], targets[kept]
         if self.config.soft:  # summed over the answers: each of them is a question of its own
             return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(logits)
-        kept = targets.sum(1) > 0  # an answer outside the classes is no target; accuracy counts it as wrong
-        return F.cross_entropy(logits[kept], targets[kept]) if kept.any() else 0 * logits.sum()
+        return F.cross_entropy(logits, targets)  # an answer outside the classes adds 0; accuracy counts it as wrong
 
     def probabilities(self, logits):
         """Logits (R, A) -> probability of each answer: of being right (soft), or of being the one."""
@@ -401,11 +401,13 @@ def blank(phrase, template=TEMPLATES[0]):
 
 @torch.no_grad()
 def see_whole(model, pictures, batch=64):
-    """PIL images -> feats (n, N, D) of the frozen ViT. All of a picture is squeezed into the square: no region is cut off."""
-    device, found = model.gpt2.wte.weight.device, []
-    for i in range(0, len(pictures), batch):
-        x = [preprocess(p, model.vit.image_size, crop=False) for p in pictures[i:i + batch]]
-        found.append(model.see(torch.stack(x).to(device)))
+    """PIL images -> feats (n, N, D), without gradient. All of a picture is squeezed into the square: no region is cut off.
+
+    pictures may be a generator: then only one is held in its full size at a time.
+    """
+    squeezed, found = (preprocess(p, model.vit.image_size, crop=False) for p in pictures), []
+    while part := list(itertools.islice(squeezed, batch)):
+        found.append(model.see(torch.stack(part).to(model.gpt2.wte.weight.device)))
     return torch.cat(found)
 
 
@@ -421,7 +423,7 @@ def fill_in(model, images, prompts, words):
     for group, idx in model.by_length(prompts):
         n, T = idx.shape
         ctx, cond = model.method.look(feats[group]), torch.full((n,), T, device=idx.device)
-        for depth in sorted({0, *(d for p in pieces for d in range(len(p)))}):
+        for depth in range(max(map(len, pieces))):
             for start in {tuple(p[:depth]) for p in pieces if len(p) > depth}:
                 ids = torch.cat([idx, idx.new_tensor(start).expand(n, -1)], 1)
                 last = torch.arange(1, n + 1, device=idx.device) * ids.shape[1] - 1

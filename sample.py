@@ -29,10 +29,12 @@ Next: evaluate.py
 """
 
 import json
+import math
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
@@ -194,11 +196,11 @@ def block(model, x, feats, name, caption, ids, config):
 # ---------------------------------------------------------------------------- pointing
 
 def windows(size):
-    """Squares of a half and a quarter of the shorter side, each half over the next: what to choose from without boxes."""
+    """Squares of a half and a quarter of the shorter side, each at least half over the next: what to choose from without boxes."""
     found = []
     for part in (2, 4):
         side = min(size) / part
-        xs, ys = ([i * side / 2 for i in range(int(2 * (length - side) / side) + 1)] for length in size)
+        xs, ys = (np.linspace(0, length - side, math.ceil(2 * (length - side) / side) + 1).tolist() for length in size)
         found += [[x, y, side, side] for y in ys for x in xs]
     return found
 
@@ -227,7 +229,7 @@ def point(model, name, config):
     for x, y, w, h in boxes:
         if x >= image.width or y >= image.height or x + w <= 0 or y + h <= 0:
             raise UserError(f"{config.boxes}: {[x, y, w, h]} lies outside {name}, which has {image.width} x {image.height} pixels")
-    feats = see_whole(model, [paint(image, [(box, PAINTS["red"])]) for box in boxes], config.batch)
+    feats = see_whole(model, (paint(image, [(box, PAINTS["red"])]) for box in boxes), config.batch)
     scores = fill_in(model, feats, [blank(config.ground)] * len(boxes), ["red"])[:, 0].tolist()
     order = sorted(range(len(boxes)), key=lambda i: -scores[i])
     return image, [(boxes[i], scores[i]) for i in order]
@@ -273,7 +275,7 @@ def check(config):
             raise UserError(f"--{name} {getattr(config, name)}: must be 1 or more")
     if config.temperature < 0 or config.top_k < 0 or not 0 < config.top_p <= 1:
         raise UserError("--temperature and --top_k must be 0 or more, --top_p above 0 and at most 1")
-    if config.ground and (config.question or config.prompt):
+    if sum(map(bool, (config.ground, config.question, config.prompt))) > 1:
         raise UserError("--ground, --question or --prompt: one of them")
     if config.boxes and not config.ground:
         raise UserError("--boxes is for --ground")
@@ -373,7 +375,7 @@ def ground(model, files, config):
         (box, score), others = found[0], f"the next {found[1][1]:.2f}" if len(found) > 1 else "the only one"
         print(f"{name}: {[round(v, 1) for v in box]} ({score:.2f}, {others})", flush=True)
         results.append({"image": name, "expression": config.ground, "boxes": [{"box": b, "score": s} for b, s in found]})
-        if len(blocks) < SHEET:
+        if config.attn and len(blocks) < SHEET:
             blocks.append(block_of_boxes(image, name, config.ground, found))
     if results:
         save(config, results, blocks)

@@ -472,6 +472,8 @@ def check(config, method_config, resume):
     searches = config.search and not (resume and "best" in resume)
     if searches and getattr(method_config, "visual", "") != "one":
         raise UserError("--search looks for the layer of dvp's one prompt token: --method dvp, --visual one")
+    if searches and (config.init_from or method_config.insert_layer > 0):
+        raise UserError("--search begins anew and finds the layer: leave --init_from and --insert_layer away")
     if searches and (config.search_epochs <= 0 or "WORLD_SIZE" in os.environ):
         raise UserError("--search needs --search_epochs above 0, and runs in one process, without torchrun")
     if getattr(method_config, "insert_layer", 0) < 0 and not config.search:
@@ -574,12 +576,13 @@ def find_layer(model, data, config, method_config, out, device, autocast, scaler
         if isinstance(batch, str):
             raise UserError(batch)
         method.K = int(torch.randint(len(bandit.alpha), (), generator=dice))
-        total = sum(int(scored(targets)) for _, _, targets, _ in batch)
+        total, lost = sum(int(scored(targets)) for _, _, targets, _ in batch), 0.0
         for micro in batch:
             images, idx, targets, cond = moved(micro, device)
             with autocast:
-                loss = model(images, idx, targets, cond)[1]
-            scaler.scale(loss * scored(targets) / total).backward()
+                loss = model(images, idx, targets, cond)[1] * scored(targets) / total
+            scaler.scale(loss).backward()
+            lost += loss.item()
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(list(model.trained().values()), config.grad_clip)
         scaler.step(optimizer)
@@ -594,7 +597,7 @@ def find_layer(model, data, config, method_config, out, device, autocast, scaler
         with torch.no_grad(), autocast:
             held = [moved(micro, device) for micro in held]
             held = [(model.see(images), *texts) for images, *texts in held]  # once for all layers
-            for method.K in layers.unique().tolist():
+            for method.K in layers.unique().tolist():  # the layer where the prompt comes in now
                 sums = [(reward(method, *model(feats, idx, targets, cond), targets), int(scored(targets)))
                         for feats, idx, targets, cond in held]
                 earned[method.K] = sum(r * n for r, n in sums) / sum(n for _, n in sums)
@@ -606,7 +609,7 @@ def find_layer(model, data, config, method_config, out, device, autocast, scaler
             history[step] = bandit.policy().tolist()
         if step % config.log_every == 0 or step == steps:
             left = (time.time() - t0) / (step - first) * (steps - step)
-            print(f"search {step}/{steps}  loss {loss.item():.4f}  policy "
+            print(f"search {step}/{steps}  loss {lost:.4f}  policy "
                   + " ".join(f"{p:.3f}" for p in bandit.policy()) + f"  {clock(left)} left")
         stopping = stop.asked  # asked once: a Ctrl-C between saving and stopping must not lose a step
         if step % config.eval_every == 0 or step == steps or stopping:

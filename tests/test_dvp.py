@@ -343,12 +343,19 @@ def test_search_then_retrain_with_the_found_layer_and_resume_is_exact(questions,
 
 
 @pytest.mark.parametrize("words, says", [
-    (["--search", "--method", "ituning"], "for dvp|dvp's one"), (["--insert_layer", "9", *DVP_FLAGS], "layers 0 to 3"),
+    (["--search", "--method", "ituning"], "for dvp|dvp's one"), (["--search", "--insert_layer", "2", *DVP_FLAGS], "finds the layer"),
+    (["--insert_layer", "9", *DVP_FLAGS], "layers 0 to 3"),
     (["--insert_layer", "-1", *DVP_FLAGS], "for --search"), (["--search", "--visual", "all", *DVP_FLAGS], "one prompt token"),
     (["--method", "dvp", "--readout", "head", "--answers", "x"], "two answers or more")])
 def test_settings_that_cannot_be_are_refused(questions, tmp_path, words, says):
     with pytest.raises(UserError, match=says):
         fit(questions, tmp_path / "run", *words)
+
+
+def test_a_search_does_not_begin_with_another_run(questions, tmp_path):
+    fit(questions, tmp_path / "a", *DVP_FLAGS, "--steps", "1")
+    with pytest.raises(UserError, match="begins anew"):
+        fit(questions, tmp_path / "b", *DVP_FLAGS, "--search", "--init_from", str(tmp_path / "a"))
 
 
 def test_questions_without_a_picture_are_learnt_beside_the_others(questions, tmp_path):
@@ -493,8 +500,10 @@ def test_an_answer_outside_the_classes_is_no_target_but_wrong(questions):
     targets[2] = 0
     logits, loss = model(images, idx, targets, COND)
     kept = [0, 1, 3, 4, 5]
-    want = torch.nn.functional.cross_entropy(logits[kept], targets[kept].argmax(1))
-    torch.testing.assert_close(loss, want)
+    want = torch.nn.functional.cross_entropy(logits[kept], targets[kept].argmax(1), reduction="sum") / 6
+    torch.testing.assert_close(loss, want)  # it counts among the rows, as in the weights of micro-batches
+    parts = [model(images[i:i + 1], idx[r], targets[r], COND[r])[1] for i, r in enumerate((slice(0, 3), slice(3, 6)))]
+    torch.testing.assert_close(sum(parts) / 2, loss)
     assert soft_accuracy(targets * 2 - 1 + torch.eye(5)[[0, 1, 2, 3, 4, 0]], targets) == pytest.approx(5 / 6)
     _, tied, _ = train.choices_of([[("is it red?", {"yes": 1, "no": 1})]], 1, ENC, {"yes": 0, "no": 1}, soft=False)
     assert tied.tolist() == [[0.5, 0.5]]
