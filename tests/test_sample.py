@@ -384,10 +384,10 @@ def test_curves_are_drawn_from_the_log(tmp_path, monkeypatch):
     (tmp_path / "log.jsonl").write_text(text, "utf-8")
     drawn, savefig = {}, figure.savefig
 
-    def spy(self, path):
+    def spy(self, path, **looks):
         for line in self.axes[0].lines:
             drawn[line.get_label()] = [*zip(line.get_xdata(), line.get_ydata())]
-        savefig(self, path)
+        savefig(self, path, **looks)
 
     monkeypatch.setattr(figure, "savefig", spy)
     assert draw.curve(tmp_path / "log.jsonl", tmp_path / "loss.png") is True
