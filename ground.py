@@ -138,8 +138,8 @@ def painted(model, items, config):
         if (item["image"], item["proposals"]) != before:
             before, image = (item["image"], item["proposals"]), open_image(item["image"])
             what, groups = regions(item, image.size, config.masks), grouped(item, len(config.colours))
-            feats = see_whole(model, [paint(image, [(what[j], paints[w]) for j, w in zip(group, config.colours)])
-                                      for group in groups])
+            feats = see_whole(model, (paint(image, [(what[j], paints[w]) for j, w in zip(group, config.colours)])
+                                      for group in groups))
         yield i, groups, feats
         show(done)
 
@@ -193,7 +193,7 @@ def naming(model, items, config):
     right = {word: [] for word in paints}
     for item in items:
         image = open_image(item["image"])
-        feats = see_whole(model, [paint(image, [(item["box"], colour)]) for colour in paints.values()])
+        feats = see_whole(model, (paint(image, [(item["box"], colour)]) for colour in paints.values()))
         logp = fill_in(model, feats, [blank(item["expression"], config.template)] * len(feats), list(paints))
         for i, word in enumerate(paints):
             right[word].append(int(logp[i].argmax()) == i)

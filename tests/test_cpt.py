@@ -206,7 +206,7 @@ def test_the_score_of_painting_follows_the_painted_region(tmp_path, monkeypatch)
 
     monkeypatch.setattr(ground, "fill_in", stub)
     encoded = []
-    monkeypatch.setattr(ground, "see_whole", lambda model, pictures: encoded.extend(pictures) or pictures)
+    monkeypatch.setattr(ground, "see_whole", lambda model, pictures: encoded.append([*pictures]) or encoded[-1])
     Image.new("RGB", (40, 40), (0, 60, 60)).save(tmp_path / "a.png")
     item = {"image": tmp_path / "a.png", "id": 1, "expression": "The cat.", "box": [10, 10, 10, 10],
             "proposals": [[0, 0, 9, 9], [10, 10, 10, 10], [25, 25, 9, 9]]}
@@ -217,7 +217,7 @@ def test_the_score_of_painting_follows_the_painted_region(tmp_path, monkeypatch)
     Image.new("RGB", (40, 40), (200, 0, 0)).save(other["image"])
     encoded.clear()
     scores = ground.zero_shot(None, [item, other, item], ground.Config())  # of two on one image, one is encoded
-    assert len(encoded) == 6 and np.array_equal(scores["raw"][0], scores["raw"][2])
+    assert sum(map(len, encoded)) == 6 and np.array_equal(scores["raw"][0], scores["raw"][2])
     assert not np.array_equal(scores["raw"][0], scores["raw"][1])
 
 
@@ -342,7 +342,7 @@ def test_a_colour_is_named_however_it_is_written():
 def test_several_colours_give_each_region_its_own_words_score(tmp_path, monkeypatch):
     """Three regions, two a copy: the score of each is that of the word it was painted with, in the copy it is in."""
     logp = torch.tensor([[-1.0, -2, -8, -8, -8, -9], [-3, -4, -8, -8, -8, -9]])
-    monkeypatch.setattr(ground, "see_whole", lambda model, pictures: torch.zeros(len(pictures), 1))
+    monkeypatch.setattr(ground, "see_whole", lambda model, pictures: torch.zeros(len([*pictures]), 1))
     monkeypatch.setattr(ground, "fill_in", lambda model, feats, prompts, words: logp[:len(feats)])
     noise(40, 40).save(tmp_path / "a.png")
     item = {"image": tmp_path / "a.png", "id": 1, "expression": "x", "proposals": [[0, 0, 5, 5], [1, 0, 5, 5], [20, 20, 5, 5]]}
