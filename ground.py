@@ -290,9 +290,9 @@ def tune_cpt(model, shots, config, seed):
     """A copy of the captioner that says " red" for the right painted region, " none" for another. UserError if one of
     these words is more than one token.
 
-    differs: of a captioner with --train_vision all but its ViT is tuned: the copies are encoded without gradient.
     A step sees all painted copies, and SHOTS_AT_ONCE of more: those of a few shots are encoded once, those of a whole
     dataset, which no memory could hold, when their turn comes.
+    differs: of a captioner with --train_vision all but its ViT is tuned: the copies are encoded without gradient.
     """
     model, dice = deepcopy(model).train(), np.random.default_rng(seed)
     enc, word, paints, most = model.gpt2.tokenizer, config.colours[0], paints_of(config), 1 if len(shots) >= 16 else SHOTS_AT_ONCE
