@@ -49,7 +49,7 @@ from clip_vit import open_image, preprocess
 from data.common import find_dataset, load_split, progress, read_json, replacing
 from data.shapes import world
 from draw import captioned
-from model import SeeGPT, answers_to, condition, origin_of, task_of
+from model import SeeGPT, answered, answers_to, condition, need_room, origin_of, task_of
 
 SHEET = 24  # pictures on --sheet: the better half of them the best, the others the worst
 RESAMPLES = 1000  # of the bootstrap
@@ -63,7 +63,7 @@ class Config:
     dataset: str = opt("", "a dataset's name or folder; empty: the one that the checkpoint was trained on")
     split: str = opt("test", "which of its splits (nocaps has only val)")
     images: int = opt(0, "only the first so many images; 0: all")
-    beam: int = opt(5, "beams of the search; 1 takes the likeliest token each time (papers: 5)")
+    beam: int = opt(5, "beams of the search for a caption; 1 takes the likeliest token each time (papers: 5)")
     length_penalty: float = opt(0.0, "a beam's score is its log-probability / tokens ** this; above 0: longer")
     max_new_tokens: int = opt(30, "longest caption in tokens")
     prompt: str = opt("", "how the text begins (no space at its end); not part of the caption that is scored")
@@ -483,6 +483,7 @@ def answer(model, items, config, device, autocast, label="answers"):
     """One answer an item, a list of str: chosen, or written greedily. An image is encoded once for its questions."""
     if model.method.needs_image and any(item["image"] is None for item in items):
         raise UserError("some items have no image, which this model cannot do without; dvp can")
+    need_room(model.gpt2, map(condition, items), 0 if model.method.answers else config.max_new_tokens)
     texts, show = [None] * len(items), progress(label, len(items))
     # Questions on one image one after another, those without one at the end.
     order = sorted(range(len(items)), key=lambda i: (items[i]["image"] is None, str(items[i]["image"])))
@@ -509,17 +510,22 @@ def answer(model, items, config, device, autocast, label="answers"):
 
 
 def score_answers(answers, items):
-    """({metric: (score, low, high)} x 100, how right every answer is (n,)); ({}, None) where no item has an answer."""
-    if not all("answers" in item or "label" in item for item in items):
+    """({metric: (score, low, high)} x 100, how right every answer is (n,)); ({}, None) unless every item has one to compare with.
+
+    Where several answers are known but not the ten people's, only the most frequent one is right.
+    """
+    if not all(map(answered, items)):
         return {}, None
     right = []
     for text, item in zip(answers, items):
         if item.get("raw_answers"):
             right.append(vqa_accuracy(text, item["raw_answers"]))
-        elif "choices" in item:  # a letter, and perhaps an explanation behind it
-            right.append(float(text.strip()[:1].upper() in item["answers"]))
+        elif "choices" in item:  # "B", "B. because ..." or "(B) a hill", but not "Because" or "A hill"
+            letter = re.fullmatch(r"\(?([A-Z])([.)].*)?", text.strip(), re.DOTALL)
+            right.append(float(bool(letter) and letter[1] in item["answers"]))
         else:
-            right.append(float(text.strip() in answers_to(item)))
+            counts = answers_to(item)
+            right.append(float(counts.get(text.strip()) == max(counts.values())))
     right = np.array(right)
     means = {"accuracy": (right, np.ones(len(items)))}
     sort = np.array([kind_of(item) for item in items])
@@ -757,8 +763,10 @@ def main(config):
             model = SeeGPT.load(path, device, config.gpt2 or None, config.clip or None).hold(dtype)
             autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
             task = answer if asked else caption
-            if bool(model.method.answers) > asked:
-                raise UserError(f"{path} chooses among answers; {dataset} asks for captions")
+            learnt, needed = model.origin.get("task", "captions"), task_of(items[0])
+            if learnt != needed:
+                a = {"captions": "captions", "question": "answers to questions", "hypothesis": "labels of hypotheses"}
+                raise UserError(f"{path} was trained on {a[learnt]}; {dataset} asks for {a[needed]}")
             captions[name] = task(model, items, config, device, autocast, f"{name}: {task.__name__}s")
         rows[name], ciders[name] = score_answers(captions[name], items) if asked else score(captions[name], items, config.official)
     print(table(rows, len(items), "questions" if asked else "images"))

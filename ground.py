@@ -241,7 +241,7 @@ def phrase_states(model, feats, phrases):
     idx, cond = padded([phrase.lower() for phrase in phrases], model.gpt2.tokenizer, feats.device)
     x, ctx = model.gpt2.embed(idx, 0), model.method.look(feats)
     for l, block in enumerate(model.gpt2.h):
-        x = model.method.block(l, block, x, ctx, Rows(cond=cond))
+        x = model.method.block(l, block, x, ctx, Rows(cond=model.asked(cond)))
     x = x[:, -idx.shape[1]:]  # without a method's own tokens, which stand in front
     return model.gpt2.ln_f(x[torch.arange(len(x), device=x.device), cond - 1])
 
@@ -316,7 +316,7 @@ def tune_cpt(model, shots, config, seed):
         idx, cond = padded([blank(copies[n][0]["expression"], config.template) for n in drawn], enc, feats.device)
         last = torch.arange(len(idx), device=feats.device) * idx.shape[1] + cond - 1
         targets = torch.tensor([red if copies[n][2] else none for n in drawn], device=feats.device)
-        logits = model.read(idx, model.method.look(feats), Rows(cond=cond, pick=last))
+        logits = model.read(idx, model.method.look(feats), Rows(cond=model.asked(cond), pick=last))
         nn.functional.cross_entropy(logits, targets).backward()
     return model.eval()
 

@@ -253,6 +253,11 @@ class SeeGPT(nn.Module):
             group = [i for i in range(len(ids)) if len(ids[i]) == length]
             yield group, torch.tensor([ids[i] for i in group], device=self.gpt2.wte.weight.device)
 
+    def asked(self, cond):
+        """Lengths (R,) of what is given of each text -> of its condition: for who learnt captions, as in training, that is
+        the first token alone, whatever the prompt."""
+        return torch.ones_like(cond) if self.origin.get("task") == "captions" else cond
+
     def start(self, images, idx, max_new_tokens):
         """Reads the prompts (B, T) -> ctx, cache, cond (B,), and logits (B, V) for the first new token."""
         B, T = idx.shape
@@ -263,7 +268,7 @@ class SeeGPT(nn.Module):
                             f"{self.gpt2.config.n_positions}: ask for fewer new tokens")
         ctx = self.method.look(self.see(images))
         cache = Cache(self.method.layers(self.gpt2), T + max_new_tokens + self.method.extra)
-        cond = torch.full((B,), T, device=idx.device)
+        cond = self.asked(torch.full((B,), T, device=idx.device))
         last = torch.arange(1, B + 1, device=idx.device) * T - 1
         return ctx, cache, cond, self.read(idx, ctx, Rows(cache, 0, cond, last))
 
@@ -393,6 +398,16 @@ def padded(prompts, enc, device=None):
     return idx, torch.tensor([len(i) for i in ids], device=device)
 
 
+def need_room(gpt2, texts, more):
+    """UserError for a text that leaves less than so many positions: at the start, not when its turn comes."""
+    for text in texts:
+        if 1 + len(text.encode()) + more <= gpt2.config.n_positions:  # a token is a byte at least
+            continue
+        if (n := 1 + len(gpt2.tokenizer.encode_ordinary(text))) + more > gpt2.config.n_positions:
+            raise UserError(f"{text[:40]!r}... has {n} tokens, with {more} more for the answer too many for the "
+                            f"{gpt2.config.n_positions} positions of this GPT-2: shorten it or leave it out")
+
+
 def condition(item):
     """What GPT-2 reads of an item before it answers; "" for captions. No space at the end: the answer brings its own."""
     if "hypothesis" in item:
@@ -412,6 +427,11 @@ def answers_to(item):
         return {item["label"]: 1}
     because = " ".join(item[key] for key in ("lecture", "solution") if item.get(key))
     return {f"{a}. because {because}" if because else a: count for a, count in item["answers"].items()}
+
+
+def answered(item):
+    """Whether an item has what its task asks for: captions, the answers to its question, the label of its hypothesis."""
+    return bool(item.get({"captions": "captions", "question": "answers", "hypothesis": "label"}[task_of(item)]))
 
 
 def task_of(item):

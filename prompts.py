@@ -422,7 +422,7 @@ def fill_in(model, images, prompts, words):
     found = feats.new_zeros(len(prompts), len(words))
     for group, idx in model.by_length(prompts):
         n, T = idx.shape
-        ctx, cond = model.method.look(feats[group]), torch.full((n,), T, device=idx.device)
+        ctx, cond = model.method.look(feats[group]), model.asked(torch.full((n,), T, device=idx.device))
         for depth in range(max(map(len, pieces))):
             for start in {tuple(p[:depth]) for p in pieces if len(p) > depth}:
                 ids = torch.cat([idx, idx.new_tensor(start).expand(n, -1)], 1)

@@ -125,7 +125,8 @@ def watched(model, feats, ids, cond):
     [attention (nh, T, N)], one a layer, in the order of the layers."""
     model.method.watch = []
     try:
-        model(feats, torch.tensor([ids], device=feats.device), cond=torch.tensor([cond], device=feats.device))
+        cond = model.asked(torch.tensor([cond], device=feats.device))
+        model(feats, torch.tensor([ids], device=feats.device), cond=cond)
         return [att[0].float().cpu() for _, att in model.method.watch]
     finally:
         model.method.watch = None

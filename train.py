@@ -37,7 +37,8 @@ from clip_vit import CLIPViT, open_image, preprocess
 from data.common import find_dataset, load_split, progress, read_json, replacing
 from data.shapes import prepare
 from gpt2 import GPT2
-from model import SeeGPT, answers_to, checkpoint_file, condition, find_method, fingerprint, here, origin_of, padded, task_of
+from model import (SeeGPT, answered, answers_to, checkpoint_file, condition, find_method, fingerprint, here, need_room,
+                   origin_of, padded, task_of)
 from prompts import Bandit, reward, soft_accuracy
 from weights import read
 
@@ -95,11 +96,11 @@ SETTINGS = {
     "shapes prefix": dict(lr=1e-3, tokens="all", mapper_layers=2, heads=4),
     "shapes/vqa": dict(SHAPES, method="dvp", readout="head", lr=2e-3, search_epochs=9.0),
     "shapes/entail": dict(SHAPES, method="dvp", readout="head", lr=2e-3),
-    # DVP's recipe, 256 questions a step; the passes are over images, of which all questions come up ten (five) times.
+    # DVP's recipe, at most 256 questions a step; a pass is over images, with at most so many (rows) of the questions on each.
     "vqa2": dict(DVP, readout="head", soft=True, batch=51, rows=5, epochs=10.0, warmup=2400),
-    "gqa": dict(DVP, readout="head", batch=32, rows=8, epochs=16.0, warmup=3600),
-    "snli_ve": dict(DVP, readout="head", batch=32, rows=8, epochs=11.0, warmup=2000),
-    "scienceqa": dict(DVP, batch=32, rows=1, epochs=20.0, lr=1.25e-3, weight_decay=0.05, max_tokens=256),
+    "gqa": dict(DVP, readout="head", batch=32, rows=8, epochs=16.0, warmup=3600, search_epochs=3.3),
+    "snli_ve": dict(DVP, readout="head", batch=32, rows=8, epochs=11.0, warmup=2000, search_epochs=2.25),
+    "scienceqa": dict(DVP, batch=32, rows=1, epochs=20.0, lr=1.25e-3, beta2=0.95, weight_decay=0.05, warmup=800, max_tokens=256),
 }
 # What --preset names; it takes the place of the dataset's own settings.
 PRESETS = {
@@ -240,8 +241,8 @@ def entries_of(items):
     """
     entries = {}
     for item in items:
-        if not (item.get("captions") or item.get("answers") or item.get("label")):
-            raise UserError(f"item {item['id']} has neither captions nor answers nor a label, so nothing can be learnt from it")
+        if not answered(item):
+            raise UserError(f"item {item['id']} lacks the captions, answers or label, so nothing can be learnt from it")
         texts = [("", {caption: 1}) for caption in item.get("captions", ())] or [(condition(item), answers_to(item))]
         key = item["image"] if item["image"] is not None else ("none", len(entries))
         entries.setdefault(key, {"image": item["image"], "texts": []})["texts"] += texts
@@ -671,6 +672,9 @@ def main(config, method_config, resume=None):
         raise UserError(f"{folder}/train.jsonl holds referring expressions; what is trained here needs captions, questions or hypotheses")
     if config.score and "scene" not in items["train"][0]:
         raise UserError("--score counts exact scenes, which only the captions of the shapes world have: leave it away")
+    head = getattr(method_config, "readout", "") == "head"
+    if head and any("choices" in item for item in items["train"]):
+        raise UserError("--readout head cannot choose letters with explanations: the answers to questions with choices are written")
     task, entries = task_of(items["train"][0]), {split: entries_of(items[split]) for split in items}
     del items  # hundreds of thousands of questions take a gigabyte
     cls, _ = find_method(config.method)
@@ -678,12 +682,12 @@ def main(config, method_config, resume=None):
         if entries[split][-1]["image"] is None:
             if cls.needs_image:
                 raise UserError(f"{folder}/{split}.jsonl has items without an image, which {config.method} cannot read; dvp can")
-            if getattr(method_config, "adapter", 1) == 0 and not config.train_lm:
+            if getattr(method_config, "adapter", 1) == 0 and not config.train_lm and not head:
                 raise UserError("--adapter 0 learns nothing from items without an image, and this dataset has some")
     if entries["val"][-1]["image"] is None:  # those without an image come last: a part of both
         entries["val"] = entries["val"][::-(-len(entries["val"]) // config.eval_images)]
     entries["val"] = entries["val"][:config.eval_images]
-    if getattr(method_config, "readout", "") == "head":
+    if head:
         method_config.answers = method_config.answers or answers_of(folder, entries["train"])
         known = set(method_config.answers)
         if len(known) > 1 and not any(known & set(answers) for entry in entries["train"] for _, answers in entry["texts"]):
@@ -696,6 +700,8 @@ def main(config, method_config, resume=None):
     gpt2.tokenizer  # asked for now: a missing tokenizer should not end a run later
     if world.main:
         world.sum([0], device)
+    need_room(gpt2, (asked for split in entries for entry in entries[split] for asked, _ in entry["texts"]),
+              0 if head else config.max_tokens)
     hashes = {"gpt2": fingerprint(gpt2), "clip": fingerprint(vit)}
     vit, gpt2, feats = vit.to(device), gpt2.to(device), {}
     if config.cache and config.train_vision:

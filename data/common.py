@@ -128,6 +128,11 @@ def parse_item(line, folder, where):
     # pitfall: null is no caption, and a caption that is not in a list would be read by letters.
     if not all(isinstance(text, str) for text in item.get("captions", [])):
         raise UserError(f'{where}: "captions" must be a list of texts')
+    for key in ("raw_answers", "choices"):
+        if not all(isinstance(text, str) for text in item.get(key, [])):
+            raise UserError(f'{where}: "{key}" must be a list of texts')
+    if not all(isinstance(n, (int, float)) and n > 0 for n in item.get("answers", {}).values()):
+        raise UserError(f'{where}: "answers" must be of the form {{"yes": 8, "no": 2}}, with how many gave each of them')
     if item["image"] is not None:
         item["image"] = folder / item["image"]  # an absolute path stays what it is
     return item
@@ -382,6 +387,7 @@ def fetch_zip(path, wanted, urls, size=None, **hashes):
     if not path.exists():  # room for the zip and for what is in it, which is hardly any smaller
         need_room(path.parent, 2 * (size or 0) - (part.stat().st_size if part.exists() else 0))
     extract(download(urls, path, size, **hashes), path.parent, wanted)
+    print(f"{path} is unpacked and may be deleted")
 
 
 # ---------------------------------------------------------------------------- items, to the end
@@ -500,9 +506,3 @@ def write_items(splits, skipped, folder, out, task, unit, **meta):
     write_meta(out, {"task": task, "images": {split: len(names) for split, names in images.items()},
                      unit: counts, "skipped": {why: {"count": len(names), "first": names[:100]}
                                                for why, names in skipped.items()}} | meta)
-
-
-def say_deletable(folder):
-    """Names the zips that a download has left in folder."""
-    if zips := sorted(str(path) for path in folder.glob("*.zip")):
-        print(f"no longer needed, may be deleted: {', '.join(zips)}")

@@ -433,8 +433,8 @@ def test_download_brings_everything_that_is_needed(published, tmp_path, capsys):
         *members(), *asked, "dataset_coco.json", "train.jsonl", "val.jsonl", "test.jsonl",
         "meta.json"}
     assert all((coco / name).read_bytes() == content for name, content in members().items())
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert "may be deleted" in last and all(str(coco / name) in last for name in asked)
+    said = [line for line in capsys.readouterr().out.splitlines() if "may be deleted" in line]
+    assert len(said) == 3 and all(any(str(coco / name) in line for line in said) for name in asked)
 
 
 def test_a_second_download_fetches_nothing(published, tmp_path):
@@ -523,6 +523,10 @@ def test_a_damaged_zip_is_one_line_and_leaves_no_file(tmp_path, damage):
     ('{"id": 1, "captions": ["A shoe."]}', ['no "image"']),
     ('{"image": "a.jpg", "captions": ["A shoe."]}', ['no "id"']),
     ('{"id": 1, "image": "a.jpg", "caption": "A shoe."}', ["neither captions nor question nor"]),
+    ('{"id": 1, "image": "a.jpg", "question": "red?", "answers": {"yes": "8"}}', ['"answers" must be of the form']),
+    ('{"id": 1, "image": "a.jpg", "question": "red?", "answers": {"yes": 0}}', ['"answers" must be of the form']),
+    ('{"id": 1, "image": "a.jpg", "question": "red?", "answers": {}, "raw_answers": [1]}', ['"raw_answers" must be a list']),
+    ('{"id": 1, "image": "a.jpg", "question": "red?", "answers": {}, "choices": [null]}', ['"choices" must be a list']),
     ('{"id": 1, "image": "a.jpg", "captions": "A shoe."}', ['"captions" is "A shoe."']),
     ('{"id": 1, "image": "a.jpg", "captions": [null]}', ["list of texts"]),
     ('{"id": 1, "image": null, "captions": []}', ['"image" is null']),

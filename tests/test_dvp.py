@@ -1,6 +1,7 @@
 """DVP: sizes that follow from the paper, what may flow where, and the bandit that finds the layer."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from cli import UserError
 from clip_vit import CLIPViT
 from gpt2 import GPT2, Cache, GPT2Config
 from model import Rows, SeeGPT
-from prompts import DVP, Bandit, soft_accuracy
+from prompts import DVP, Bandit, reward, soft_accuracy
 from test_methods import B, K, T, V, build, inputs
 from test_train import ENC, ROOT, Path, fit, same  # noqa: F401
 
@@ -94,9 +95,33 @@ def test_the_prompt_sees_itself_alone_and_every_word_sees_the_prompt():
     assert (moved > 1e-4).all()  # at every position, the first word's too
 
 
+def test_the_last_word_of_the_question_asks():
+    """Another last word, another prompt; another word behind it, the same prompt, bit for bit."""
+    model = build("dvp").eval()
+    images, idx, _ = inputs()
+    prompt = states(model, images, idx, COND)[2][:, 0]
+    for r, n in enumerate(COND.tolist()):
+        for place, same in ((n - 1, False), (n, True)):
+            if place < T:
+                changed = idx.clone()
+                changed[r, place] = (changed[r, place] + 5) % V
+                assert torch.equal(states(model, images, changed, COND)[2][r, 0], prompt[r]) == same
+
+
+def test_a_prompt_of_a_captioner_does_not_ask():
+    """Captions are learnt with the first token as the query, so it stays the query behind any beginning."""
+    model = build("dvp").eval()
+    images, idx, _ = inputs()
+    for task, cond in (("captions", 1), ("question", 3)):
+        model.origin = {"task": task}
+        _, _, _, logits = model.start(images, idx[::K, :3], 4)
+        want = model(images, idx[::K, :3], cond=torch.full((B,), cond))[0][:, -1]
+        torch.testing.assert_close(logits, want)
+
+
 @pytest.mark.parametrize("settings", [{}, dict(adapter=0), dict(visual="all")])
 def test_no_answer_reaches_the_query(settings):
-    """Changing answer tokens changes no logits before them; changing the question changes the prompt."""
+    """Changing answer tokens changes no logits before them."""
     model = build("dvp").eval().double()
     model.method = DVP(DVP.Config(insert_layer=2, **settings), model.gpt2, model.vit).double()
     images, idx, _ = inputs()
@@ -157,7 +182,7 @@ def test_cached_generation_equals_recomputation_with_questions_of_unequal_length
     """The first pass reads the question with the prompt, the next ones one word each."""
     model = build("dvp").eval().double()
     images, idx, _ = inputs()
-    images, cond = images.double(), torch.full((B * K,), 4)
+    images, cond = images.double(), torch.tensor([4, 2, 3, 1, 4, 3])
     full = model(images, idx, cond=cond)[0]
     ctx = model.method.look(model.see(images))
     cache = Cache(model.method.layers(model.gpt2), T + model.method.extra)
@@ -248,7 +273,7 @@ def test_the_first_step_of_the_bandit_is_the_paper_s():
 
 
 def test_a_planted_best_layer_is_found_in_95_of_100_seeds_and_ties_are_told():
-    """50 + 5 * [layer 4] + N(0, 3) percent, twelve layers: within 2,100 steps, the shortest search of the paper."""
+    """50 + 5 * [layer 4] + N(0, 3) percent, twelve layers: 500 steps, of 2,100 in the paper's shortest search."""
     found = 0
     for seed in range(100):
         dice, bandit = torch.Generator().manual_seed(seed), Bandit(12)
@@ -285,23 +310,33 @@ DVP_FLAGS = ["--method", "dvp", "--readout", "head"]
 
 
 def test_a_supernet_step_moves_only_the_drawn_layers_cross_attention(questions, tmp_path, monkeypatch):
-    """And AdamW's momentum moves none of the others: their gradient is None, not zero."""
-    before = {}
-    real = train.find_layer
+    """Step by step, since AdamW's momentum would move a layer of an earlier one, were its gradient zero, not None. The
+    images that reward are none of those that train."""
+    real, parts, part = train.find_layer, [], train.Batches.part
 
     def watched(model, *args):
-        before.update({n: p.detach().clone() for n, p in model.trained().items()})
-        drawn = []
-        model.register_forward_pre_hook(lambda m, a: drawn.append(m.method.K) if m.training else None)
+        steps, own = [], lambda: {n: p.detach().clone() for n, p in model.trained().items() if ".xattn." in n}
+        model.register_forward_pre_hook(lambda m, a: steps.append((m.method.K, own())) if m.training else None)
         layer = real(model, *args)
-        after = model.trained()
-        for l in range(4):
-            same = all(torch.equal(p, before[n]) for n, p in after.items() if n.startswith(f"method.xattn.{l}."))
-            assert same == (l not in drawn), (l, drawn)
+        steps.append((None, own()))
+        assert len({K for K, _ in steps}) > 2  # two layers at least were drawn
+        for (drawn, before), (_, after) in zip(steps, steps[1:]):
+            for l in range(4):
+                same = all(torch.equal(p, before[n]) for n, p in after.items() if n.startswith(f"method.xattn.{l}."))
+                assert same == (l != drawn), (l, drawn)
         return layer
 
+    monkeypatch.setattr(train.Batches, "part", lambda self, which, *a: parts.append(set(which.tolist())) or part(self, which, *a))
     monkeypatch.setattr(train, "find_layer", watched)
-    fit(questions, tmp_path / "run", *DVP_FLAGS, "--search", "--search_epochs", "0.34", "--steps", "1")  # 2 steps
+    fit(questions, tmp_path / "run", *DVP_FLAGS, "--search", "--search_epochs", "1", "--steps", "1")
+    assert len(parts) == 2 and all(parts) and not parts[0] & parts[1] and parts[0] | parts[1] == set(range(24))
+
+
+def test_rewards_are_percent():
+    """Half of the answers right; a loss of 1 nat."""
+    logits, targets = torch.eye(2)[[0, 0]], torch.eye(2)[[0, 1]]
+    assert reward(classifier().method, logits, torch.tensor(9.0), targets) == 50
+    assert reward(build("dvp").method, None, torch.tensor(1.0), None) == pytest.approx(100 / math.e)
 
 
 def test_search_then_retrain_with_the_found_layer_and_resume_is_exact(questions, tmp_path, monkeypatch):
@@ -403,6 +438,28 @@ def test_evaluation_answers_every_question_and_counts_the_right_ones(questions, 
     assert f"{100 * sum(right) / len(right):.1f} [" in out and "yes or no" in out
 
 
+def test_what_a_model_has_not_learnt_is_not_asked_of_it(questions, trained, tmp_path):
+    """Nor a question that leaves no room for its answer, in training as in evaluation: said before the first step."""
+    import evaluate
+    from data.common import write_split
+    items = [{k: str(v) if k == "image" else v for k, v in item.items()} for item in train.load_split(questions, "val")]
+    write_split(tmp_path, "test", [{"id": 1, "image": items[0]["image"], "hypothesis": "a star", "label": "entailment"}])
+    write_split(tmp_path, "train", items)
+    with pytest.raises(UserError, match="trained on answers to questions; .* asks for labels of hypotheses"):
+        command(evaluate, "--ckpt", trained, "--dataset", tmp_path)
+    items[-1]["question"] = "is there a star? " * 100
+    for split in ("train", "val", "test"):
+        write_split(tmp_path, split, items)
+    with pytest.raises(UserError, match="'question: is there a star.*shorten it"):
+        fit(tmp_path, tmp_path / "run", *DVP_FLAGS)
+    with pytest.raises(UserError, match="'question: is there a star.*shorten it"):
+        command(evaluate, "--ckpt", trained, "--dataset", tmp_path)
+    items[-1] = {**items[0], "choices": ["a", "b"]}
+    write_split(tmp_path, "train", items)
+    with pytest.raises(UserError, match="questions with choices are written"):
+        fit(tmp_path, tmp_path / "run", *DVP_FLAGS)
+
+
 def test_a_split_without_answers_is_answered_but_not_scored(questions, trained, tmp_path):
     import evaluate
     from data.common import write_split
@@ -423,7 +480,11 @@ def test_vqa_accuracy_is_used_where_ten_people_answered(questions, trained):
     scores, right = evaluate.score_answers(["Yes", "no", "green"], [item] * 3)
     assert right.tolist() == pytest.approx([0.9, 1.0, 0.0]) and scores["accuracy"][0] == pytest.approx(190 / 3)
     choice = {"id": 1, "image": None, "question": "which?", "choices": ["a", "b"], "answers": {"B": 1}}
-    assert evaluate.score_answers([" B. because of", "A", ""], [choice] * 3)[1].tolist() == [1, 0, 0]
+    texts = [" B. because of\nthis", "(B) b", "B", "A", "", "Because it is A.", "both", "banana", "B answer"]
+    assert evaluate.score_answers(texts, [choice] * 9)[1].tolist() == [1, 1, 1, 0, 0, 0, 0, 0, 0]
+    several = {"id": 1, "image": None, "question": "red?", "answers": {"yes": 8, "no": 2}}
+    assert evaluate.score_answers(["yes", "no", "maybe"], [several] * 3)[1].tolist() == [1, 0, 0]  # as soft_accuracy
+    assert evaluate.score_answers(["yes"], [{"id": 1, "image": None, "question": "red?", "label": "yes"}]) == ({}, None)
 
 
 def test_one_asks_about_a_picture(questions, trained, tmp_path, capsys):
@@ -463,7 +524,7 @@ def test_answers_that_cannot_be_chosen_from_are_refused(questions, tmp_path, ans
 
 def test_items_that_teach_nothing_are_named(questions, tmp_path):
     rewritten(questions, tmp_path, lambda item: item.pop("answers") and None)
-    with pytest.raises(UserError, match="neither captions nor answers"):
+    with pytest.raises(UserError, match="lacks the captions, answers"):
         fit(tmp_path, tmp_path / "run", *DVP_FLAGS)
 
 

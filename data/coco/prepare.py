@@ -26,8 +26,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
 from cli import opt, parse, run
-from data.common import (KARPATHY, assert_counts, fetch_images, fetch_zip, karpathy_splits, keep_usable,
-                         say_deletable, write_captions)
+from data.common import (KARPATHY, assert_counts, fetch_images, fetch_zip, karpathy_splits, keep_usable, write_captions)
 
 COCO = "http://images.cocodataset.org/zips/"
 IMAGES = {"train2014": {"urls": f"{COCO}train2014.zip", "size": 13_510_573_713,
@@ -68,8 +67,6 @@ def main(config):
             "another folder with --images")
     keep_usable(splits, skipped, folder, config, hint)
     write_captions(splits, skipped, folder, out, source={"images": COCO, "splits": KARPATHY["urls"]})
-    if config.download:
-        say_deletable(folder)
 
 
 if __name__ == "__main__":

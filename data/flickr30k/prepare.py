@@ -24,8 +24,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
 from cli import opt, parse, run
-from data.common import (KARPATHY, assert_counts, fetch_zip, karpathy_splits, keep_usable, say_deletable,
-                         write_captions)
+from data.common import (KARPATHY, assert_counts, fetch_zip, karpathy_splits, keep_usable, write_captions)
 
 FORM = "https://shannon.cs.illinois.edu/DenotationGraph/"
 # Public, but nobody states its size or hash: whoever uses it does so knowingly, and looks with --check.
@@ -61,8 +60,6 @@ def main(config):
             f".jpg files into {folder} or name their folder with --images")
     keep_usable(splits, skipped, folder, config, hint)
     write_captions(splits, skipped, folder, out, source={"images": FORM, "splits": KARPATHY["urls"]})
-    if config.download:
-        say_deletable(karpathy.parent)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the impor
 
 from cli import UserError, opt, parse, run
 from data.common import (assert_numbers, clean, escapes, fetch_images, fetch_zip, keep_usable, read_json,
-                         say_deletable, write_answers, write_items)
+                         write_answers, write_items)
 
 SITE = "https://downloads.cs.stanford.edu/nlp/data/gqa/"
 # No hashes are published. A zip has a checksum for each of its members, and unpacking looks at it.
@@ -91,8 +91,6 @@ def main(config):
     write_answers(out, answers)
     write_items(splits, skipped, folder, out, "vqa", "questions", answers=len(answers),
                 source={"images": SITE, "questions": QUESTIONS})
-    if config.download:
-        say_deletable(folder)
 
 
 if __name__ == "__main__":

@@ -44,8 +44,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
 from cli import UserError, opt, parse, run
-from data.common import (assert_numbers, clean, fetch_zip, keep_usable, leave_out, printable, read_json,
-                         say_deletable, write_items)
+from data.common import (assert_numbers, clean, fetch_zip, keep_usable, leave_out, printable, read_json, write_items)
 
 COCO = "http://images.cocodataset.org/zips/"
 # The authors' server is gone since 2022; the Internet Archive has copies, and the hashes are those of the copies.
@@ -271,8 +270,6 @@ def main(config):
             raise UserError(f"there is no {name}: refcoco, refcoco+ or refcocog")
     for name in config.sets:
         prepare(name, folder, images, Path(config.out or HERE).expanduser(), config)
-    if config.download:
-        say_deletable(folder)
 
 
 if __name__ == "__main__":

@@ -26,8 +26,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
 from cli import UserError, opt, parse, run
-from data.common import (assert_numbers, clean, escapes, fetch_images, images_of, keep_usable, read_json,
-                         say_deletable, write_items)
+from data.common import (assert_numbers, clean, escapes, fetch_images, images_of, keep_usable, read_json, write_items)
 
 SITE = "https://raw.githubusercontent.com/lupantech/ScienceQA/main/data/scienceqa/"
 ZIPS = "https://scienceqa.s3.us-west-1.amazonaws.com/images/"
@@ -88,8 +87,6 @@ def main(config):
     hint = f"unpack train.zip, val.zip and test.zip from {ZIPS} into {images}, or run with --download"
     keep_usable(splits, skipped, images, config, hint)
     write_items(splits, skipped, images, out, "scienceqa", "questions", source={"images": ZIPS, "questions": SITE})
-    if config.download:
-        say_deletable(images)
 
 
 if __name__ == "__main__":

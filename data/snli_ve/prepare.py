@@ -58,6 +58,7 @@ def read(path):
     items, undecided, number = [], [], 0
     packed = path.with_name(f"{path.name}.gz")
     try:
+        opened = path if path.exists() else packed
         with path.open("rb") if path.exists() else gzip.open(packed) as f:
             for number, line in enumerate(f, 1):
                 row = json.loads(line)
@@ -73,9 +74,9 @@ def read(path):
         raise UserError(f"{path}: no such file; fetch {COPY}{packed.name} (or follow the links at {SITE}) and put "
                         "it there, or run with --download") from e
     except (KeyError, TypeError, AttributeError, ValueError) as e:
-        raise UserError(f"{path} line {number}: has another form than SNLI-VE's ({type(e).__name__}: {e})") from e
+        raise UserError(f"{opened} line {number}: has another form than SNLI-VE's ({type(e).__name__}: {e})") from e
     except (OSError, EOFError, zlib.error) as e:
-        raise UserError(f"{path}: cannot be read, or is cut off ({e}); delete it and fetch it again") from e
+        raise UserError(f"{opened}: cannot be read, or is cut off ({e}); delete it and fetch it again") from e
     return items, undecided
 
 

@@ -29,7 +29,7 @@ sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the impor
 
 from cli import UserError, opt, parse, run
 from data.common import (KARPATHY, clean, escapes, fetch_images, fetch_zip, karpathy_splits, keep_usable,
-                         read_json, say_deletable, unique, write_captions)
+                         read_json, unique, write_captions)
 
 SITE = "https://homes.cs.washington.edu/~ranjay/visualgenome/data/dataset/"
 STANFORD = "https://cs.stanford.edu/people/rak248/VG_100K_2/"
@@ -133,8 +133,6 @@ def main(config):
     keep_usable(splits, skipped, folder, config, hint)
     write_captions(splits, skipped, folder, out,
                    source={"images": STANFORD, "captions": SITE, "held out": KARPATHY["urls"]})
-    if config.download:
-        say_deletable(folder)
 
 
 if __name__ == "__main__":

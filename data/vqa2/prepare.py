@@ -34,7 +34,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
 from cli import UserError, opt, parse, run
-from data.common import (assert_numbers, clean, fetch_zip, keep_usable, read_json, say_deletable, write_answers,
+from data.common import (assert_numbers, clean, fetch_zip, keep_usable, read_json, write_answers,
                          write_items)
 
 SITE = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa/"
@@ -156,16 +156,14 @@ def main(config):
     skipped = {"questions of train without an answer to choose": [
         str(item["id"]) for item in splits["train"] if not known & item["answers"].keys()]}
     splits["train"] = [item for item in splits["train"] if known & item["answers"].keys()]
-    hint = (f"unpack train2014.zip and val2014.zip from {COCO} into {images} (python data/coco/prepare.py "
-            "--download does it), or name another folder with --images")
+    hint = (f"unpack train2014.zip, val2014.zip (python data/coco/prepare.py --download does it) and, for the tests, "
+            f"test2015.zip from {COCO} into {images}, or name another folder with --images")
     keep_usable(splits, skipped, images, config, hint)
     write_answers(out, choices)
     write_items(splits, skipped, images, out, "vqa", "questions", answers=len(choices),
                 source={"images": COCO, "questions": SITE})
     if not tests:
         print(f"no test and no test-dev: for them unpack {TEST_ZIP} into {folder} and {COCO}test2015.zip into {images}")
-    if config.download:
-        say_deletable(folder)
 
 
 if __name__ == "__main__":
