@@ -175,7 +175,7 @@ def test_flickr30k_captions_are_downloaded(flickr, monkeypatch, site, capsys):
     fails(lambda: prepare_flickr(flickr), common.KARPATHY["urls"], "dataset_flickr30k.json", "--download")
     monkeypatch.setattr(flickr30k, "KARPATHY", site.put("captions.zip", zipped({"dataset_flickr30k.json": text})))
     prepare_flickr(flickr, download=True)
-    assert f"may be deleted: {flickr / 'caption_datasets.zip'}" in capsys.readouterr().out
+    assert f"{flickr / 'caption_datasets.zip'} is unpacked and may be deleted\n" in capsys.readouterr().out
     (flickr / "caption_datasets.zip").unlink()
     prepare_flickr(flickr, download=True)
     assert site.asked == ["captions.zip"]
