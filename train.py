@@ -908,6 +908,9 @@ def command_line(argv=None):
         first, = parse(Config, argv=argv, defaults=defaults, peek=True)
     _, method_config = find_method(first.method)
     config, method_config = parse(Config, method_config, argv=argv, defaults=defaults)
+    for name in ("dataset", "method", "seed") if resume else ():
+        if getattr(config, name) != (before := resume["config"][name]):
+            raise UserError(f"--resume goes on with {out}, where --{name} is {before}; name another run with --out")
     config.out = str(out if resume else folder_for(config))
     return config, method_config, resume
 

@@ -272,6 +272,13 @@ def test_the_second_stage_begins_with_what_the_first_has_learnt(dataset, unbroke
     assert log[1] < unbroken[1][1]  # from nothing
 
 
+def test_resume_does_not_go_on_with_another_dataset_method_or_seed(dataset, tmp_path):
+    fit(dataset, run := tmp_path / "run", "--steps", "1")
+    for flags in (["--dataset", "shapes/vqa"], ["--method", "prefix"], ["--seed", "7"]):
+        with pytest.raises(UserError, match=f"--resume goes on with .*, where {flags[0]} is "):
+            train.command_line(["--resume", "--out", str(run), *flags])
+
+
 def test_a_preset_names_the_paper_s_sizes_and_flags_win_over_it():
     config, method, _ = train.command_line(["--dataset", "coco", "--preset", "ituning-medium", "--lr", "3e-4"])
     assert (config.gpt2, config.clip, method.width_ratio, config.lr) == ("gpt2-medium", "ViT-B/16", 0.5, 3e-4)
