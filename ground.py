@@ -477,7 +477,7 @@ def main(config):
     model = SeeGPT.load(ckpt, device, config.gpt2 or None, config.clip or None)
     print(f"with {ckpt}", file=sys.stderr)
     if model.method.answers:
-        raise UserError(f"{ckpt} chooses among answers; CPT needs a model that writes")
+        raise UserError(f"{ckpt} chooses among answers; CPT needs a model that writes: name one with --ckpt")
     if config.search:
         return show_colours(model, config)
     items = load(config.dataset, config.split, config.images)
