@@ -768,7 +768,8 @@ def main(config):
                 a = {"captions": "captions", "question": "answers to questions", "hypothesis": "labels of hypotheses"}
                 raise UserError(f"{path} was trained on {a[learnt]}; {dataset} asks for {a[needed]}")
             captions[name] = task(model, items, config, device, autocast, f"{name}: {task.__name__}s")
-        rows[name], ciders[name] = score_answers(captions[name], items) if asked else score(captions[name], items, config.official)
+        rows[name], ciders[name] = (score_answers(captions[name], items) if asked else
+                                    score(captions[name], items, config.official))
     print(table(rows, len(items), "questions" if asked else "images"))
     print(f"\n{dataset}, {config.split}; all x 100, as papers print them; in brackets the 95 % interval of "
           f"{RESAMPLES:,} resamples of the {'questions' if asked else 'images'}" + ("." if asked else "; Stanford's "

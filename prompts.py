@@ -221,7 +221,8 @@ class DVP(Method):
         self.adapted = nn.ModuleList(AdaptedLayer(b, C, C // config.adapter) for b in gpt2.h) if config.adapter else None
         self.ln_f = deepcopy(gpt2.ln_f) if config.adapter else None
         if self.answers:
-            self.classify = nn.Sequential(nn.Linear(C, 2 * C), nn.LayerNorm(2 * C), nn.GELU(), nn.Linear(2 * C, len(self.answers)))
+            self.classify = nn.Sequential(nn.Linear(C, 2 * C), nn.LayerNorm(2 * C), nn.GELU(),
+                                          nn.Linear(2 * C, len(self.answers)))
             for m in (self.classify[0], self.classify[3]):
                 nn.init.normal_(m.weight, std=0.02)
                 nn.init.zeros_(m.bias)

@@ -197,7 +197,7 @@ def block(model, x, feats, name, caption, ids, config):
 # ---------------------------------------------------------------------------- pointing
 
 def windows(size):
-    """Squares of a half and a quarter of the shorter side, each at least half over the next: what to choose from without boxes."""
+    """Squares of a half and a quarter of the shorter side, each half over the next or more: the choice without boxes."""
     found = []
     for part in (2, 4):
         side = min(size) / part
@@ -229,7 +229,8 @@ def point(model, name, config):
     boxes = read_boxes(config.boxes, name) or windows(image.size)
     for x, y, w, h in boxes:
         if x >= image.width or y >= image.height or x + w <= 0 or y + h <= 0:
-            raise UserError(f"{config.boxes}: {[x, y, w, h]} lies outside {name}, which has {image.width} x {image.height} pixels")
+            raise UserError(f"{config.boxes}: {[x, y, w, h]} lies outside {name}, which has {image.width} x {image.height} "
+                            "pixels")
     feats = see_whole(model, (paint(image, [(box, PAINTS["red"])]) for box in boxes), config.batch)
     scores = fill_in(model, feats, [blank(config.ground)] * len(boxes), ["red"])[:, 0].tolist()
     order = sorted(range(len(boxes)), key=lambda i: -scores[i])

@@ -669,12 +669,14 @@ def main(config, method_config, resume=None):
     folder = find_dataset(config.dataset)
     items = {split: load_split(folder, split) for split in ("train", "val")}
     if "expression" in items["train"][0]:
-        raise UserError(f"{folder}/train.jsonl holds referring expressions; what is trained here needs captions, questions or hypotheses")
+        raise UserError(f"{folder}/train.jsonl holds referring expressions; what is trained here needs captions, questions or "
+                        "hypotheses")
     if config.score and "scene" not in items["train"][0]:
         raise UserError("--score counts exact scenes, which only the captions of the shapes world have: leave it away")
     head = getattr(method_config, "readout", "") == "head"
     if head and any("choices" in item for item in items["train"]):
-        raise UserError("--readout head cannot choose letters with explanations: the answers to questions with choices are written")
+        raise UserError("--readout head cannot choose letters with explanations: the answers to questions with choices are "
+                        "written")
     task, entries = task_of(items["train"][0]), {split: entries_of(items[split]) for split in items}
     del items  # hundreds of thousands of questions take a gigabyte
     cls, _ = find_method(config.method)
@@ -733,7 +735,8 @@ def main(config, method_config, resume=None):
         method_config.insert_layer = -1
         loaded = deepcopy((vit.state_dict(), gpt2.state_dict()))  # the search may tune them; the retraining begins anew
         scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-        method_config.insert_layer = find_layer(fresh(), data["train"], config, method_config, out, device, autocast, scaler, resume)
+        method_config.insert_layer = find_layer(fresh(), data["train"], config, method_config, out, device, autocast, scaler,
+                                                resume)
         resume = None
         vit.load_state_dict(loaded[0])
         gpt2.load_state_dict(loaded[1])
