@@ -54,8 +54,8 @@ SHOTS_AT_ONCE = 100  # copies in a few-shot step, at most (CPT's code)
 class Config:
     ckpt: str = opt("", "the captioner: a run's folder or a checkpoint file; empty: the newest run in out/")
     dataset: str = opt("shapes/refer", "shapes/refer, refcoco/refcoco, refcoco/refcoco+, refcoco/refcocog, or a folder")
-    split: str = opt("test", "test, val, testA, testB, novel")
-    images: int = opt(0, "only the first so many expressions; 0: all")
+    split: list = opt(["test"], "one or more of test, val, testA, testB, novel; a column for each, and one for all together")
+    images: int = opt(0, "only the first so many expressions of a split; 0: all")
     masks: bool = opt(False, "paint the proposals' masks (CPT-Seg) instead of their boxes (CPT-Blk)")
     colours: list = opt(["red"], f"words to paint with, of {', '.join(PAINTS)}: one region a copy; several: as many regions")
     palette: str = opt("", "other words and colours to choose --colours from: the file that --search --json wrote")
@@ -413,12 +413,15 @@ def hits_of(items, strict):
     return [[iou(b, item["box"]) >= 0.5 for b in item["proposals"]] for item in items]
 
 
-def accuracies(found, items, hits):
-    """{"all", "names a colour", "names none": (accuracy, low, high)} x 100 of expected hits (n,) an item."""
+def accuracies(found, items):
+    """{"all", "names a colour", "names none", each of several splits: (accuracy, low, high)} x 100 of expected hits (n,) an
+    item."""
     named = np.array([bool({*NOMINAL, "gray"} & set(re.findall("[a-z]+", item["expression"].lower()))) for item in items])
     means = {"all": (found, np.ones(len(items)))}
     if named.any() and not named.all():
         means |= {"names a colour": (found, 1.0 * named), "names none": (found, 1.0 * ~named)}
+    splits = np.array([item.get("split") for item in items])
+    means |= {s: (found, 1.0 * (splits == s)) for s in dict.fromkeys(splits.tolist()) if not (splits == s).all()}
     return bootstrap(np.zeros((len(items), 0)), means)
 
 
@@ -480,7 +483,7 @@ def main(config):
         raise UserError(f"{ckpt} chooses among answers; CPT needs a model that writes: name one with --ckpt")
     if config.search:
         return show_colours(model, config)
-    items = load(config.dataset, config.split, config.images)
+    items = [item | {"split": split} for split in config.split for item in load(config.dataset, split, config.images)]
     hits = hits_of(items, config.strict)
     settings = {k: v for k, v in vars(config).items() if k not in ("shots", "seeds", "json", "png", "device")}
     settings |= {"ckpt": hashlib.sha256(ckpt.read_bytes()).hexdigest(),
@@ -497,17 +500,17 @@ def main(config):
     except UserError as e:
         print(f"note: no row for CLIP alone: {e}", file=sys.stderr)
     blind, prior = chances(items, hits)
-    rows = {"random": accuracies(blind, items, hits),
-            f"random, {100 * SMALL:.0f} % of the image and more": accuracies(prior, items, hits)}
+    rows = {"random": accuracies(blind, items),
+            f"random, {100 * SMALL:.0f} % of the image and more": accuracies(prior, items)}
     for name, scores in zero_shot(model, items, config, clip).items():
-        rows[name if name == "CLIP alone" else f"CPT, {name}"] = accuracies(chosen(scores, hits), items, hits)
-    rows["bound by the proposals"] = accuracies(np.array([float(any(hit)) for hit in hits]), items, hits)
+        rows[name if name == "CLIP alone" else f"CPT, {name}"] = accuracies(chosen(scores, hits), items)
+    rows["bound by the proposals"] = accuracies(np.array([float(any(hit)) for hit in hits]), items)
     columns = list(rows["random"])
     print(markdown([["", *columns], *([name, *(shown(*r[c]) for c in columns)] for name, r in rows.items())]))
     chance = rows["random"]["all"][0]
     above = {r: (rows[f"CPT, {r}"]["all"][0] - chance) / max(1e-9, 100 - chance) for r in ("raw", "normalised")}
     rule = "> 0.5, inclusive pixels" if config.strict else ">= 0.5"
-    print(f"\n{config.dataset}, {config.split}: {len(items):,} expressions, {np.mean([len(h) for h in hits]):.1f} proposals "
+    print(f"\n{config.dataset}, {', '.join(config.split)}: {len(items):,} expressions, {np.mean([len(h) for h in hits]):.1f} proposals "
           f"each; accuracy x 100 (IoU {rule}), in brackets the 95 % interval of {RESAMPLES:,} resamples. "
           f"(accuracy - chance) / (1 - chance): "
           + ", ".join(f"{share:.2f} ({r})" for r, share in above.items()))

@@ -335,7 +335,10 @@ def test_phrases_are_read_alike_alone_and_among_longer_ones(name):
 
 def test_a_colour_is_named_however_it_is_written():
     items = [{"expression": e} for e in ("man in red, left", "the blue-shirt guy", "Gray.", "the greedy redhead", "a pinkish one")]
-    found = ground.accuracies(np.array([1.0, 1, 1, 0, 0]), items, None)
+    assert set(ground.accuracies(np.ones(5), items)) == {"all", "names a colour", "names none"}
+    items = [{**item, "split": "testA" if i < 4 else "testB"} for i, item in enumerate(items)]
+    found = ground.accuracies(np.array([1.0, 1, 1, 0, 0]), items)
+    assert found["testA"][0] == 75 and found["testB"][0] == 0
     assert found["names a colour"][0] == 100 and found["names none"][0] == 0 and found["all"][0] == 60
 
 
