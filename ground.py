@@ -510,8 +510,8 @@ def main(config):
     chance = rows["random"]["all"][0]
     above = {r: (rows[f"CPT, {r}"]["all"][0] - chance) / max(1e-9, 100 - chance) for r in ("raw", "normalised")}
     rule = "> 0.5, inclusive pixels" if config.strict else ">= 0.5"
-    print(f"\n{config.dataset}, {', '.join(config.split)}: {len(items):,} expressions, {np.mean([len(h) for h in hits]):.1f} proposals "
-          f"each; accuracy x 100 (IoU {rule}), in brackets the 95 % interval of {RESAMPLES:,} resamples. "
+    print(f"\n{config.dataset}, {', '.join(config.split)}: {len(items):,} expressions, {np.mean([len(h) for h in hits]):.1f} "
+          f"proposals each; accuracy x 100 (IoU {rule}), in brackets the 95 % interval of {RESAMPLES:,} resamples. "
           f"(accuracy - chance) / (1 - chance): "
           + ", ".join(f"{share:.2f} ({r})" for r, share in above.items()))
     write_json(config.json, {"settings": settings, "expressions": len(items), "unit": "x 100", "naming": called,
