@@ -47,7 +47,7 @@ class Rows:
 
     cache: object = None  # gpt2.Cache with the keys and values read so far, or None
     t: int = 0  # text tokens already in the cache; GPT-2's positions count text tokens only
-    cond: object = None  # (R,) length of each row's condition (its question; the first token of a caption), no padding
+    cond: object = None  # (R,) length of each row's text condition (prompt or question), no padding; of captioners 1
     pick: object = None  # flat positions in R * T whose logits are wanted; None: all
 
 
