@@ -770,10 +770,13 @@ def main(config):
             captions[name] = task(model, items, config, device, autocast, f"{name}: {task.__name__}s")
         rows[name], ciders[name] = (score_answers(captions[name], items) if asked else
                                     score(captions[name], items, config.official))
-    print(table(rows, len(items), "questions" if asked else "images"))
-    print(f"\n{dataset}, {config.split}; all x 100, as papers print them; in brackets the 95 % interval of "
-          f"{RESAMPLES:,} resamples of the {'questions' if asked else 'images'}" + ("." if asked else "; Stanford's "
-          "tokenizer, pycocoevalcap." if config.official else "; our own tokenizer (--official: Stanford's)."))
+    if not any(rows.values()):
+        print(f"{dataset}, {config.split} has no answers to compare with; --json holds those of the model")
+    else:
+        print(table(rows, len(items), "questions" if asked else "images"))
+        print(f"\n{dataset}, {config.split}; all x 100, as papers print them; in brackets the 95 % interval of "
+              f"{RESAMPLES:,} resamples of the {'questions' if asked else 'images'}" + ("." if asked else "; Stanford's "
+              "tokenizer, pycocoevalcap." if config.official else "; our own tokenizer (--official: Stanford's)."))
     if config.images and not asked:
         print("A part of the split: CIDEr-D takes its document frequencies from these images, so it cannot be "
               "compared with that of all.")

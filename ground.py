@@ -301,21 +301,20 @@ def tune_cpt(model, shots, config, seed):
         raise UserError(f"--shots: {pieces[0]} is more than one token of this GPT-2; choose another of --colours")
     red, none = (enc.encode_ordinary(f" {w}")[0] for w in (word, NONE))
 
-    def pictures(numbers):
-        for item, i, _ in (copies[n] for n in numbers):
+    def pictures(some):
+        for item, i, _ in some:
             image = open_image(item["image"])
             yield paint(image, [(regions(item, image.size, config.masks)[i], paints[word])])
 
-    few = len(copies) <= SHOTS_AT_ONCE
-    drawn = list(range(len(copies)))
-    feats = see_whole(model, pictures(drawn)) if few else None
+    def batch(some):
+        feats = see_whole(model, pictures(some))
+        idx, cond = padded([blank(item["expression"], config.template) for item, _, _ in some], enc, feats.device)
+        return feats, idx, cond, torch.tensor([red if right else none for _, _, right in some], device=feats.device)
+
+    every = batch(copies) if len(copies) <= SHOTS_AT_ONCE else None
     for _ in few_shot_steps(list(model.trained().values()), config.lr, config.steps):
-        if not few:
-            drawn = dice.permutation(len(copies))[:SHOTS_AT_ONCE].tolist()
-            feats = see_whole(model, pictures(drawn))
-        idx, cond = padded([blank(copies[n][0]["expression"], config.template) for n in drawn], enc, feats.device)
+        feats, idx, cond, targets = every or batch([copies[n] for n in dice.permutation(len(copies))[:SHOTS_AT_ONCE]])
         last = torch.arange(len(idx), device=feats.device) * idx.shape[1] + cond - 1
-        targets = torch.tensor([red if copies[n][2] else none for n in drawn], device=feats.device)
         logits = model.read(idx, model.method.look(feats), Rows(cond=model.asked(cond), pick=last))
         nn.functional.cross_entropy(logits, targets).backward()
     return model.eval()

@@ -460,7 +460,7 @@ def test_what_a_model_has_not_learnt_is_not_asked_of_it(questions, trained, tmp_
         fit(tmp_path, tmp_path / "run", *DVP_FLAGS)
 
 
-def test_a_split_without_answers_is_answered_but_not_scored(questions, trained, tmp_path):
+def test_a_split_without_answers_is_answered_but_not_scored(questions, trained, tmp_path, capsys):
     import evaluate
     from data.common import write_split
     items = [{k: str(v) if k == "image" else v for k, v in item.items() if k != "answers"}
@@ -471,6 +471,8 @@ def test_a_split_without_answers_is_answered_but_not_scored(questions, trained, 
         command(evaluate, "--ckpt", trained, "--dataset", tmp_path)
     command(evaluate, "--ckpt", trained, "--dataset", tmp_path, "--json", tmp_path / "s.json")
     row, = json.loads((tmp_path / "s.json").read_text())["rows"]
+    out = capsys.readouterr().out
+    assert "no answers to compare with" in out and "95 %" not in out
     assert row["scores"] == {} and len(json.loads((tmp_path / row["answers"]).read_text())) == len(items)
 
 
