@@ -37,7 +37,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
-from cli import UserError
+from lib.cli import UserError
 from weights import byte_symbols, fetch, fill, locate, metadata, read
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images, R G B

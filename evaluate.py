@@ -44,11 +44,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cli import UserError, opt, parse, run
+from lib.cli import UserError, opt, parse, run
 from clip_vit import open_image, preprocess
-from data.common import find_dataset, load_split, progress, read_json, replacing
+from data.common import find_dataset, load_split
+from lib.files import progress, read_json, replacing
 from data.shapes import world
-from draw import captioned
+from lib.pictures import captioned
 from model import SeeGPT, answered, answers_to, condition, need_room, origin_of, task_of
 
 SHEET = 24  # pictures on --sheet: the better half of them the best, the others the worst

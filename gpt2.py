@@ -35,7 +35,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from cli import UserError, opt, parse, run
+from lib.cli import UserError, opt, parse, run
 from weights import byte_symbols, fetch, fill, locate, metadata, read
 
 

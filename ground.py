@@ -35,10 +35,11 @@ import torch
 import torch.nn as nn
 from PIL import Image
 
-import draw
-from cli import UserError, opt, parse, run
+from lib import pictures
+from lib.cli import UserError, opt, parse, run
 from clip_vit import CLIPText, get_clip_tokenizer, open_image
-from data.common import find_dataset, load_split, progress, read_json, replacing
+from data.common import find_dataset, load_split
+from lib.files import progress, read_json, replacing
 from evaluate import RESAMPLES, bootstrap, iou, markdown, shown
 from model import Rows, SeeGPT, checkpoint_file, here, padded
 from prompts import NONE, PAINTS, TEMPLATES, blank, fill_in, mask_of, paint, see_whole
@@ -437,7 +438,7 @@ def show_colours(model, config):
     if config.png:
         cells = [(Image.new("RGB", (96, 96), c), f"{w} {s:.2f}") for w, c, s in found]
         with replacing(config.png) as f:
-            draw.sheet([("colours found", "a photo in ...", cells)]).save(f, "PNG")
+            pictures.sheet([("colours found", "a photo in ...", cells)]).save(f, "PNG")
     write_json(config.json, [{"word": w, "rgb": c, "log_p": s} for w, c, s in found])
 
 
@@ -547,7 +548,7 @@ def few_shot(model, items, hits, config, settings):
             for label, away, looks in ((name, 0, dict(marker="o")), ("", 1, dict(linestyle=":")), ("", -1, dict(linestyle=":"))):
                 points = {int(K): float(mean + away * std) for K, (mean, std) in f.items() if K != "all"}
                 curves.append((label, points, looks | dict(color=colour)))
-        draw.plot(curves, config.png, "expressions tuned on (dotted: one standard deviation)", "accuracy, %",
+        pictures.plot(curves, config.png, "expressions tuned on (dotted: one standard deviation)", "accuracy, %",
                   config.json or "the table above")
 
 

@@ -41,7 +41,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from cli import UserError, opt
+from lib.cli import UserError, opt
 from clip_vit import ResidualAttentionBlock
 from gpt2 import Block
 from model import Method, picked

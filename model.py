@@ -35,7 +35,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from cli import UserError
+from lib.cli import UserError
 from clip_vit import Attention, CLIPViT
 from gpt2 import GPT2, Cache, draw
 from weights import metadata, read, write

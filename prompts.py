@@ -50,7 +50,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
-from cli import UserError, opt
+from lib.cli import UserError, opt
 from clip_vit import Transformer, preprocess
 from ituning import CrossAttention, one_scale
 from model import Method, Rows, picked

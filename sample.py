@@ -38,10 +38,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from cli import UserError, opt, parse, run
+from lib.cli import UserError, opt, parse, run
 from clip_vit import MEAN, STD, open_image, preprocess
-from data.common import progress, read_json, replacing
-from draw import fit, heat, sheet
+from lib.files import progress, read_json, replacing
+from lib.pictures import fit, heat, sheet
 from model import SeeGPT, condition, here
 from prompts import PAINTS, blank, fill_in, paint, see_whole
 from train import pick_device
@@ -181,7 +181,7 @@ def block_of_answer(model, x, feats, name, question, answers):
 
 
 def block(model, x, feats, name, caption, ids, config):
-    """One image's part of the sheet for draw.sheet: the picture, then a heat map for every word."""
+    """One image's part of the sheet for pictures.sheet: the picture, then a heat map for every word."""
     image = picture(x)
     enc = model.gpt2.tokenizer
     maps = look(model, feats, [enc.eot_token, *enc.encode_ordinary(config.prompt)], ids)
@@ -238,7 +238,7 @@ def point(model, name, config):
 
 
 def block_of_boxes(image, name, phrase, found, most=11):
-    """For draw.sheet: the picture with the winner's outline, then the painted candidates, best first."""
+    """For pictures.sheet: the picture with the winner's outline, then the painted candidates, best first."""
     big = 224 / max(image.size)
     enlarge = lambda p: p.resize([max(1, round(v * big)) for v in p.size], Image.NEAREST if big > 2 else Image.LANCZOS)
     whole = enlarge(image)

@@ -30,11 +30,12 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 
-import draw
+from lib import pictures
 import evaluate
-from cli import UserError, opt, parse, run
+from lib.cli import UserError, opt, parse, run
 from clip_vit import CLIPViT, open_image, preprocess
-from data.common import find_dataset, load_split, progress, read_json, replacing
+from data.common import find_dataset, load_split
+from lib.files import progress, read_json, replacing
 from data.shapes import prepare
 from gpt2 import GPT2
 from model import (SeeGPT, answered, answers_to, checkpoint_file, condition, find_method, fingerprint, here, need_room,
@@ -624,8 +625,8 @@ def find_layer(model, data, config, method_config, out, device, autocast, scaler
     with replacing(out / "search.json") as f:
         f.write(json.dumps({"layer": best[0], "ties": best, "policy": bandit.policy().tolist(), "steps": steps,
                             "history": history}, indent=1).encode() + b"\n")
-    shades = draw.colours(np.linspace(0, 0.85, len(bandit.alpha))) / 255
-    draw.plot([(f"layer {l}", {s: p[l] for s, p in history.items()}, dict(color=shade, lw=1.8))
+    shades = pictures.colours(np.linspace(0, 0.85, len(bandit.alpha))) / 255
+    pictures.plot([(f"layer {l}", {s: p[l] for s, p in history.items()}, dict(color=shade, lw=1.8))
                for l, shade in enumerate(shades)], out / "search.png", "step of the search", "policy", out / "search.json")
     print(f"search: layer {best[0]}" + (f"; it ties with {best[1:]}" if len(best) > 1 else "") + f" ({out / 'search.png'})")
     return best[0]
@@ -845,7 +846,7 @@ def main(config, method_config, resume=None):
         memory = peak_memory(device)
         log.write(json.dumps({"step": steps, "peak_memory": memory}) + "\n")
         log.close()
-        draw.curve(out / "log.jsonl", out / "loss.png")
+        pictures.curve(out / "log.jsonl", out / "loss.png")
         model.restore(read(out / "best.safetensors"), out / "best.safetensors")
         if config.score:
             with autocast:

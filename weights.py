@@ -46,7 +46,7 @@ from pathlib import Path
 
 import torch
 
-from cli import UserError, opt, parse, run
+from lib.cli import UserError, opt, parse, run
 
 # What a folder of weights may hold, the preferred one first.
 NAMES = ("model.safetensors", "model.safetensors.index.json",

@@ -12,14 +12,11 @@ choose from.
 The first half finds and reads such a folder, the second half is for those who write one.
 """
 
-import contextlib
 import difflib
 import json
 import os
 import re
 import shutil
-import sys
-import time
 import unicodedata
 import warnings
 import zipfile
@@ -29,7 +26,8 @@ from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from cli import UserError
+from lib.cli import UserError
+from lib.files import progress, read_json, replacing
 
 DATA = Path(__file__).resolve().parent
 # What to run for a dataset that is not prepared, where the bare script is not enough.
@@ -162,20 +160,6 @@ def unique(captions):
     return list(first.values())
 
 
-def read_json(path, hint, **more):
-    """What a JSON file holds; more goes to json.loads. UserError that ends in hint, which says where
-    the file comes from ("fetch ..."), or of one's own file what is "expected ..." in it."""
-    try:
-        return json.loads(path.read_bytes(), **more)
-    except FileNotFoundError as e:
-        raise UserError(f"{path}: no such file; {hint}") from e
-    except OSError as e:
-        raise UserError(f"{path}: cannot be read ({e.strerror or e})") from e
-    except (ValueError, RecursionError) as e:
-        again = "" if hint.startswith("expected") else "delete it, then "
-        raise UserError(f"{path}: not JSON, damaged or cut off ({e}); {again}{hint}") from e
-
-
 # ---------------------------------------------------------------------------- Karpathy's splits
 
 # One zip holds dataset_coco.json and dataset_flickr30k.json; what download is told of it.
@@ -246,23 +230,6 @@ def list_images(folder):
         raise UserError(f"{folder}: cannot be read as a folder ({e.strerror or e})") from e
 
 
-@contextlib.contextmanager
-def replacing(path):
-    """A binary file to write to that becomes path when all went well; else path stays as it was."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as f:
-            yield f
-        os.replace(temporary, path)
-    except OSError as e:  # disk full, no permission, a file where the folder should be
-        raise UserError(f"{path}: cannot be written ({e.strerror or e})") from e
-    finally:
-        with contextlib.suppress(OSError):  # usually it has been moved away
-            temporary.unlink()
-
-
 def write_split(folder, name, items):
     """Writes items as folder/name.jsonl, whole or not at all."""
     with replacing(Path(folder) / f"{name}.jsonl") as f:
@@ -279,26 +246,6 @@ def write_meta(folder, meta):
     """Writes the task, the counts and what else is worth knowing as folder/meta.json."""
     with replacing(Path(folder) / "meta.json") as f:
         f.write(json.dumps(meta, indent=1).encode() + b"\n")
-
-
-def progress(label, total):
-    """Gives back show(done), which says how many of total are done and the time left: on a
-    terminal in one line that renews itself, in a log file in one line for every tenth."""
-    terminal, began = sys.stderr.isatty(), time.monotonic()
-    due = step = max(1, total // (1000 if terminal else 10))
-
-    def show(done):
-        nonlocal due
-        if done < due and done != total:
-            return
-        due = done + step
-        left = (time.monotonic() - began) * (total - done) / max(done, 1)
-        left = f"{left / 60:.0f} min" if left > 100 else f"{left:.0f} s"
-        text = f"{label}: {done:,} of {total:,}, {left} left"
-        end = "" if terminal and done != total else "\n"
-        print("\r" * terminal + text.ljust(70 * terminal), end=end, file=sys.stderr, flush=True)
-
-    return show
 
 
 def check_image(file):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import weights
-from cli import UserError
+from lib.cli import UserError
 from clip_vit import (MEAN, STD, CLIPText, CLIPViT, QuickGELU, get_clip_tokenizer, open_image,
                       preprocess, words)
 from layouts import (CLIP_LAYOUTS, GOLDEN, OpenAICLIP, clip_transformers_5, clip_vision,

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import ground
-from cli import UserError, parse
+from lib.cli import UserError, parse
 from clip_vit import preprocess
 from evaluate import iou
 from gpt2 import get_tokenizer

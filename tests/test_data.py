@@ -30,7 +30,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cli import UserError
+from lib import files
+from lib.cli import UserError
 from data import common
 from data.coco import prepare
 
@@ -615,7 +616,7 @@ def test_an_unknown_dataset_is_answered_with_the_nearest(data, tmp_path):
 
 
 def test_progress_in_a_log_file_is_ten_lines(capsys):
-    show = common.progress("counting", 1234)
+    show = files.progress("counting", 1234)
     for done in range(1, 1235):
         show(done)
     said = capsys.readouterr().err.splitlines()
@@ -629,9 +630,9 @@ def test_progress_on_a_terminal_renews_one_line(monkeypatch):
             return True
 
     clock = iter(range(0, 1000, 100))
-    monkeypatch.setattr(common.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(files.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(sys, "stderr", Terminal())
-    show = common.progress("counting", 4)
+    show = files.progress("counting", 4)
     show(1)
     show(4)
     said = sys.stderr.getvalue()

@@ -17,7 +17,7 @@ import zlib
 import pytest
 from PIL import Image
 
-from cli import UserError
+from lib.cli import UserError
 from clip_vit import open_image, preprocess
 from data import common
 from data.flickr30k import prepare as flickr30k

@@ -19,7 +19,7 @@ import sys
 
 import pytest
 
-from cli import UserError
+from lib.cli import UserError
 from data import common
 from data.refcoco import prepare as refcoco
 from test_data import ROOT, fails, jpeg, lines, meta, site, skipped, zipped

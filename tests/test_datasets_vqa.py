@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from cli import UserError
+from lib.cli import UserError
 from data import common
 from data.gqa import prepare as gqa
 from data.scienceqa import prepare as scienceqa

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import train
-from cli import UserError
+from lib.cli import UserError
 from clip_vit import CLIPViT
 from gpt2 import GPT2, Cache, GPT2Config
 from model import Rows, SeeGPT

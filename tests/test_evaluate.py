@@ -19,9 +19,9 @@ import pytest
 import torch
 from PIL import Image
 
-import draw
+from lib import pictures
 import evaluate
-from cli import UserError, parse
+from lib.cli import UserError, parse
 from clip_vit import open_image, preprocess
 from data.shapes import world
 from evaluate import bleu, cider_d, rouge_l, tokenize
@@ -508,7 +508,7 @@ def test_a_number_that_has_no_interval_is_shown_alone():
 
 def spy_on_sheet(monkeypatch):
     """Collects (heading, score, name, caption, references) of all cards; the sheet is drawn all the same."""
-    seen, drawn = [], draw.captioned
+    seen, drawn = [], pictures.captioned
 
     def spy(title, scores, sections):
         sections = {label: list(cards) for label, cards in sections.items()}
@@ -533,7 +533,7 @@ def test_the_sheet_shows_best_and_worst_with_score_caption_and_references(tmp_pa
     assert seen[0][1:3] == (f"CIDEr-D {100 * cider[best]:.0f}", f"image {10 + best}")
     assert seen[0][3:] == (texts[best], items[best]["captions"])
     image = Image.open(tmp_path / "s.png")
-    assert image.format == "PNG" and image.width == 2 * draw.MARGIN + 3 * draw.CARD + 4 * draw.GAP
+    assert image.format == "PNG" and image.width == 2 * pictures.MARGIN + 3 * pictures.CARD + 4 * pictures.GAP
 
 
 @pytest.mark.parametrize("n, best, worst", [(1, 1, 0), (2, 1, 1), (5, 3, 2), (24, 12, 12), (30, 12, 12)])
@@ -547,28 +547,28 @@ def test_no_image_is_on_the_sheet_twice(n, best, worst, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("size", [(2000, 30), (30, 2000), (64, 64), (1, 1), (1200, 900), (464, 300)])
 def test_a_picture_is_whole_and_in_the_middle_of_its_place_whatever_its_size(size):
-    x = np.asarray(draw.fit(Image.new("RGB", size, (200, 0, 0)), draw.CARD, draw.TALL))
-    assert x.shape == (draw.TALL, draw.CARD, 3)
+    x = np.asarray(pictures.fit(Image.new("RGB", size, (200, 0, 0)), pictures.CARD, pictures.TALL))
+    assert x.shape == (pictures.TALL, pictures.CARD, 3)
     ys, xs = np.nonzero((x == (200, 0, 0)).all(-1))
     w, h = xs.max() - xs.min() + 1, ys.max() - ys.min() + 1
-    assert abs(xs.min() - (draw.CARD - w) / 2) <= 1 and abs(ys.min() - (draw.TALL - h) / 2) <= 1
+    assert abs(xs.min() - (pictures.CARD - w) / 2) <= 1 and abs(ys.min() - (pictures.TALL - h) / 2) <= 1
     assert (w * h == len(xs)) and abs(w - h * size[0] / size[1]) <= 1 + size[0] / size[1]
-    assert w > 0.5 * draw.CARD or h > 0.5 * draw.TALL  # it fills its place in one direction, more or less
+    assert w > 0.5 * pictures.CARD or h > 0.5 * pictures.TALL  # it fills its place in one direction, more or less
 
 
 def test_long_and_odd_texts_stay_inside_their_card():
     image = Image.new("RGB", (64, 64))
-    plain = draw.card(image, "CIDEr-D 100", "image 1", "a dog", ["a dog"])
-    assert plain.width == draw.CARD and plain.height < 420
-    endless = draw.card(image, "CIDEr-D 100", "image " + "x" * 300, "w" * 900, ["long " * 300] * 20)
-    assert endless.width == draw.CARD and endless.height < 1000
+    plain = pictures.card(image, "CIDEr-D 100", "image 1", "a dog", ["a dog"])
+    assert plain.width == pictures.CARD and plain.height < 420
+    endless = pictures.card(image, "CIDEr-D 100", "image " + "x" * 300, "w" * 900, ["long " * 300] * 20)
+    assert endless.width == pictures.CARD and endless.height < 1000
     for text in ("", "\u65e5\u672c", "\x00\x1b", "\ud800", "a\nb"):
-        draw.captioned(text, [(text, "1.0", text)], {"best": [(image, text, text, text, [text, ""])], "worst": []})
+        pictures.captioned(text, [(text, "1.0", text)], {"best": [(image, text, text, text, [text, ""])], "worst": []})
 
 
 def test_pixels_of_a_tiny_picture_stay_sharp():
     chess = Image.fromarray(np.indices((8, 8)).sum(0).astype(np.uint8) % 2 * 255)
-    assert set(np.unique(np.asarray(draw.fit(chess, draw.CARD, draw.TALL)))) == {0, 255, *draw.FRAME}
+    assert set(np.unique(np.asarray(pictures.fit(chess, pictures.CARD, pictures.TALL)))) == {0, 255, *pictures.FRAME}
 
 
 # ---------------------------------------------------------------------------- train.py's last lines

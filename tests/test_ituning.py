@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cli import UserError
+from lib.cli import UserError
 from clip_vit import CLIPViT
 from gpt2 import GPT2, GPT2Config
 from ituning import Config, ITuning

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ituning
-from cli import UserError
+from lib.cli import UserError
 from clip_vit import CLIPViT
 from gpt2 import GPT2
 from model import SeeGPT, find_method, fingerprint

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import test_methods
-from cli import parse
+from lib.cli import parse
 from model import find_method
 
 README = Path(__file__).resolve().parent.parent / "README.md"

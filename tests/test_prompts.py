@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cli import UserError
+from lib.cli import UserError
 from clip_vit import CLIPViT
 from gpt2 import GPT2, GPT2Config
 from model import SeeGPT

@@ -21,9 +21,9 @@ import pytest
 import torch
 from PIL import Image
 
-import draw
+from lib import pictures
 import sample
-from cli import UserError, parse
+from lib.cli import UserError, parse
 from clip_vit import CLIPViT, open_image, preprocess
 from gpt2 import CONV1D, EOT, GPT2, GPT2Config
 from model import SeeGPT, find_method, fingerprint
@@ -288,7 +288,7 @@ def test_a_method_that_attends_to_nothing_is_told_so(trained, tmp_path):
 def test_heat_is_brightest_where_the_attention_is(background):
     grid = np.zeros((4, 4))
     grid[1, 2] = 1
-    image = draw.heat(Image.new("RGB", (192, 192), (background,) * 3), grid)
+    image = pictures.heat(Image.new("RGB", (192, 192), (background,) * 3), grid)
     assert image.size == (192, 192)
     light = np.asarray(image.convert("L"), float)
     patches = light.reshape(4, 48, 4, 48).mean((1, 3))
@@ -301,13 +301,13 @@ def test_where_it_is_cold_the_picture_shows_through():
     stripes.paste("white", (0, 0, 192, 96))
     contrast = {}
     for x in (0, 1):
-        light = np.asarray(draw.heat(stripes, np.full((4, 4), x)).convert("L"), float)
+        light = np.asarray(pictures.heat(stripes, np.full((4, 4), x)).convert("L"), float)
         contrast[x] = light[10, 10] - light[180, 10]
     assert contrast[0] > 100 and 20 < contrast[1] < 60
 
 
 def test_colours_get_lighter_all_the_way():
-    light = draw.colours(np.linspace(0, 1, 200)) @ (0.299, 0.587, 0.114)
+    light = pictures.colours(np.linspace(0, 1, 200)) @ (0.299, 0.587, 0.114)
     assert (np.diff(light) > 0).all() and light[-1] > 230 and light[0] < 30
 
 
@@ -329,14 +329,14 @@ def test_attn_writes_the_sheet_with_a_cell_for_every_word(gazing, tmp_path, caps
     command("--ckpt", gazing, *flags, black)
     assert capsys.readouterr().out == f"{black}: a bc d\n"
     image = Image.open(tmp_path / "a.png")
-    width = 2 * draw.MARGIN + 4 * 192 + 3 * draw.GAP  # the picture and three words
+    width = 2 * pictures.MARGIN + 4 * 192 + 3 * pictures.GAP  # the picture and three words
     assert image.format == "PNG" and image.width == width and 300 < image.height < 450
     pixels = np.asarray(image.convert("L"), float)
-    black = (pixels[:, draw.MARGIN + 1:draw.MARGIN + 190] < 30).all(1)
+    black = (pixels[:, pictures.MARGIN + 1:pictures.MARGIN + 190] < 30).all(1)
     top = int(black.argmax())  # the first row of the picture
     patches, light, ink = [], [], []
     for i in range(4):
-        x = draw.MARGIN + i * (192 + draw.GAP)
+        x = pictures.MARGIN + i * (192 + pictures.GAP)
         ink.append((pixels[top + 194:top + 224, x:x + 192] < 128).sum())
         cell = pixels[top + 1:top + 190, x + 1:x + 190]
         y, x = np.unravel_index(cell.argmax(), cell.shape)
@@ -364,16 +364,16 @@ def test_odd_characters_and_endless_words_do_not_stop_a_sheet():
     cell = Image.new("RGB", (192, 192))
     labels = ["", "\u65e5\u672c", "\U0001f642", "\x00\x1b[0m", "\u202e\ufffd", "\ud800", "w" * 500]
     odd = ("\x00 " + "w" * 300, "\udcff.png", [(cell, label) for label in labels])
-    image = draw.sheet([odd, ("", "", [(cell, "a\nb")])], "little", "much")
-    assert image.width <= draw.WIDE and image.height < 1200
+    image = pictures.sheet([odd, ("", "", [(cell, "a\nb")])], "little", "much")
+    assert image.width <= pictures.WIDE and image.height < 1200
 
 
 def test_lines_are_as_wide_as_asked_and_lose_no_letter():
     text = "a skier " + "w" * 100 + " in the snow"
-    lines = draw.wrap(text, 200, 18)
-    assert max(draw.font(18).getlength(line) for line in lines) <= 200
+    lines = pictures.wrap(text, 200, 18)
+    assert max(pictures.font(18).getlength(line) for line in lines) <= 200
     assert "".join(lines).replace(" ", "") == text.replace(" ", "")
-    assert draw.wrap("a skier", 200, 18) == ["a skier"]
+    assert pictures.wrap("a skier", 200, 18) == ["a skier"]
 
 
 def test_curves_are_drawn_from_the_log(tmp_path, monkeypatch):
@@ -390,7 +390,7 @@ def test_curves_are_drawn_from_the_log(tmp_path, monkeypatch):
         savefig(self, path, **looks)
 
     monkeypatch.setattr(figure, "savefig", spy)
-    assert draw.curve(tmp_path / "log.jsonl", tmp_path / "loss.png") is True
+    assert pictures.curve(tmp_path / "log.jsonl", tmp_path / "loss.png") is True
     assert drawn == {"training": [(20, 3.0), (40, 2.0)], "validation": [(40, 2.5)],
                      "validation, with other images": [(40, 4.0)]}
     assert Image.open(tmp_path / "loss.png").width > 500
@@ -399,6 +399,6 @@ def test_curves_are_drawn_from_the_log(tmp_path, monkeypatch):
 def test_without_matplotlib_one_line_says_where_the_numbers_are(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # makes its import fail
     (tmp_path / "log.jsonl").touch()
-    assert draw.curve(tmp_path / "log.jsonl", tmp_path / "loss.png") is False
+    assert pictures.curve(tmp_path / "log.jsonl", tmp_path / "loss.png") is False
     out = capsys.readouterr().out
     assert out.count("\n") == 1 and "matplotlib" in out and "log.jsonl" in out

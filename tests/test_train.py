@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import train
-from cli import UserError
+from lib.cli import UserError
 from data.common import write_meta, write_split
 from data.shapes import world
 from gpt2 import CONV1D, get_tokenizer

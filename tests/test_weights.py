@@ -23,7 +23,7 @@ import pytest
 import torch
 
 import weights
-from cli import UserError
+from lib.cli import UserError
 from weights import Public, download, fetch, metadata, read, write
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
-from cli import opt, parse, run
+from lib.cli import opt, parse, run
 from data.common import (KARPATHY, assert_counts, fetch_zip, karpathy_splits, keep_usable, write_captions)
 
 FORM = "https://shannon.cs.illinois.edu/DenotationGraph/"

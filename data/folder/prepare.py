@@ -26,7 +26,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
-from cli import UserError, opt, parse, run
+from lib.cli import UserError, opt, parse, run
 from data.common import clean, keep_usable, relative, unique, write_captions
 
 MADE_BY = "data/folder/prepare.py"

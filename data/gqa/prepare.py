@@ -26,9 +26,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
-from cli import UserError, opt, parse, run
-from data.common import (assert_numbers, clean, escapes, fetch_images, fetch_zip, keep_usable, read_json,
+from lib.cli import UserError, opt, parse, run
+from data.common import (assert_numbers, clean, escapes, fetch_images, fetch_zip, keep_usable,
                          write_answers, write_items)
+from lib.files import read_json
 
 SITE = "https://downloads.cs.stanford.edu/nlp/data/gqa/"
 # No hashes are published. A zip has a checksum for each of its members, and unpacking looks at it.

@@ -31,9 +31,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
-from cli import UserError, opt, parse, run
-from data.common import (assert_counts, check_image, clean, escapes, keep_usable, present, printable, progress,
-                         read_json, replacing, write_captions)
+from lib.cli import UserError, opt, parse, run
+from data.common import (assert_counts, check_image, clean, escapes, keep_usable, present,
+                         printable, write_captions)
+from lib.files import progress, read_json, replacing
 
 URL = "https://nocaps.s3.amazonaws.com/nocaps_val_4500_captions.json"
 COUNTS = {"val": (4_500, 45_000)}

@@ -43,8 +43,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
-from cli import UserError, opt, parse, run
-from data.common import (assert_numbers, clean, fetch_zip, keep_usable, leave_out, printable, read_json, write_items)
+from lib.cli import UserError, opt, parse, run
+from data.common import (assert_numbers, clean, fetch_zip, keep_usable, leave_out, printable,
+                         write_items)
+from lib.files import read_json
 
 COCO = "http://images.cocodataset.org/zips/"
 # The authors' server is gone since 2022; the Internet Archive has copies, and the hashes are those of the copies.

@@ -24,9 +24,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script, this folder is all Python sees
-import draw
-from cli import UserError, opt, parse, run
-from data.common import replacing
+from lib import pictures
+from lib.cli import UserError, opt, parse, run
+from lib.files import replacing
 from evaluate import markdown
 from model import Rows, SeeGPT, origin_of
 
@@ -74,7 +74,7 @@ def command(*words):
 def logged(folder, name):
     """The numbers of one entry of a run's log.jsonl, in the order of its steps; none if there is no log."""
     log = folder / "log.jsonl"
-    return [value for _, value in sorted(draw.series(log, name).items())] if log.exists() else []
+    return [value for _, value in sorted(pictures.series(log, name).items())] if log.exists() else []
 
 
 def train(folder, flags):
@@ -175,7 +175,7 @@ def main(config):
           f"beam {config.beam}; scores x 100, mean ± standard deviation.")
     if config.table == "questions":
         print(f"KAB-APP chose layer {', '.join(map(str, searched(out, config.seeds)))}, with seeds 1 to {config.seeds}.")
-    draw.plot([(title, draw.series(runs[name][0] / "log.jsonl", "val_loss"), dict(color=colour, marker="o", ms=3))
+    pictures.plot([(title, pictures.series(runs[name][0] / "log.jsonl", "val_loss"), dict(color=colour, marker="o", ms=3))
                for (name, (title, _)), colour in zip(rows.items(), LOOKS)], path.with_suffix(".png"), "step",
               "validation loss, nats", path.with_suffix(".json"))
 

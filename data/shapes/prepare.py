@@ -23,7 +23,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
-from cli import UserError, opt, parse, run
+from lib.cli import UserError, opt, parse, run
 from data.common import write_meta, write_split
 from data.shapes import world
 

@@ -33,7 +33,7 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
-from cli import UserError, opt, parse, run
+from lib.cli import UserError, opt, parse, run
 from clip_vit import CLIPText, CLIPViT, get_clip_tokenizer, preprocess, words
 from data.shapes import world
 from gpt2 import CONV1D, EOT, GPT2, GPT2Config, get_tokenizer

@@ -27,9 +27,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
-from cli import UserError, opt, parse, run
-from data.common import (KARPATHY, clean, escapes, fetch_images, fetch_zip, karpathy_splits, keep_usable,
-                         read_json, unique, write_captions)
+from lib.cli import UserError, opt, parse, run
+from data.common import (KARPATHY, clean, escapes, fetch_images, fetch_zip, karpathy_splits,
+                         keep_usable, unique, write_captions)
+from lib.files import read_json
 
 SITE = "https://homes.cs.washington.edu/~ranjay/visualgenome/data/dataset/"
 STANFORD = "https://cs.stanford.edu/people/rak248/VG_100K_2/"

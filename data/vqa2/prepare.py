@@ -33,9 +33,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
-from cli import UserError, opt, parse, run
-from data.common import (assert_numbers, clean, fetch_zip, keep_usable, read_json, write_answers,
-                         write_items)
+from lib.cli import UserError, opt, parse, run
+from data.common import assert_numbers, clean, fetch_zip, keep_usable, write_answers, write_items
+from lib.files import read_json
 
 SITE = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa/"
 COCO = "http://images.cocodataset.org/zips/"

@@ -18,7 +18,7 @@ import json
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data.common import replacing
+from lib.files import replacing
 
 PAPER, INK, GREY, LINE = (252, 252, 250), (30, 30, 36), (125, 125, 132), (214, 214, 212)
 FRAME = (236, 236, 233)  # around a picture that is not as wide or tall as its place

@@ -1,0 +1,1 @@
+"""Flags, files, devices, run folders and pictures: no science. Skip it at first."""

@@ -1,0 +1,61 @@
+"""Files that are written whole or not at all, JSON that names its mistakes, and progress in a line."""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from lib.cli import UserError
+
+
+def read_json(path, hint, **more):
+    """What a JSON file holds; more goes to json.loads. UserError that ends in hint, which says where
+    the file comes from ("fetch ..."), or of one's own file what is "expected ..." in it."""
+    try:
+        return json.loads(path.read_bytes(), **more)
+    except FileNotFoundError as e:
+        raise UserError(f"{path}: no such file; {hint}") from e
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror or e})") from e
+    except (ValueError, RecursionError) as e:
+        again = "" if hint.startswith("expected") else "delete it, then "
+        raise UserError(f"{path}: not JSON, damaged or cut off ({e}); {again}{hint}") from e
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """A binary file to write to that becomes path when all went well; else path stays as it was."""
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as f:
+            yield f
+        os.replace(temporary, path)
+    except OSError as e:  # disk full, no permission, a file where the folder should be
+        raise UserError(f"{path}: cannot be written ({e.strerror or e})") from e
+    finally:
+        with contextlib.suppress(OSError):  # usually it has been moved away
+            temporary.unlink()
+
+
+def progress(label, total):
+    """Gives back show(done), which says how many of total are done and the time left: on a
+    terminal in one line that renews itself, in a log file in one line for every tenth."""
+    terminal, began = sys.stderr.isatty(), time.monotonic()
+    due = step = max(1, total // (1000 if terminal else 10))
+
+    def show(done):
+        nonlocal due
+        if done < due and done != total:
+            return
+        due = done + step
+        left = (time.monotonic() - began) * (total - done) / max(done, 1)
+        left = f"{left / 60:.0f} min" if left > 100 else f"{left:.0f} s"
+        text = f"{label}: {done:,} of {total:,}, {left} left"
+        end = "" if terminal and done != total else "\n"
+        print("\r" * terminal + text.ljust(70 * terminal), end=end, file=sys.stderr, flush=True)
+
+    return show
