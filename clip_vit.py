@@ -22,23 +22,18 @@ B images, N image tokens, D width, E size of the shared space, nh heads, hs head
 Next: model.py
 """
 
-import gzip
-import html
 import json
 import re
-import unicodedata
-import zlib
-from pathlib import Path
 
 import numpy as np
-import tiktoken
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
 from lib.cli import UserError
-from weights import byte_symbols, fetch, fill, locate, metadata, read
+from weights.public import locate
+from weights.reading import fill, metadata, read
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images, R G B
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -204,70 +199,6 @@ class CLIPText(nn.Module):
 
 
 # ---------------------------------------------------------------------------- tokenizer
-
-SOT, EOT = "<|startoftext|>", "<|endoftext|>"
-
-
-def get_clip_tokenizer(where=None):
-    """CLIP's byte-pair encoding -> a function from a list of texts to ids (B, 77) int64.
-
-    where: a folder with merges.txt, or such a file, or OpenAI's bpe_simple_vocab_16e6.txt.gz; None
-    fetches that. A word's last symbol is marked: "red" alone and "red" in "redder" differ.
-    UserError for a text of more than 75 tokens.
-    """
-    path = Path(where or fetch("clip/bpe_simple_vocab_16e6.txt.gz"))
-    path = path / "merges.txt" if path.is_dir() else path
-    symbols = byte_symbols()
-    # The mark </w> is written as the byte 0, which occurs in no merge. Then "byte + 0" outranks every
-    # merge, is always formed first, and tiktoken does the rest.
-    def as_bytes(symbol):
-        word = symbol.removesuffix("</w>")
-        return bytes(symbols[c] for c in word) + b"\0" * (word != symbol)
-    ranks = {bytes([b]): i for i, b in enumerate(symbols.values())}
-    ranks |= {bytes([b, 0]): 256 + i for i, b in enumerate(symbols.values())}
-    try:
-        raw = path.read_bytes()
-        lines = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8").split("\n")
-        lines = [line for line in lines[1 if "#version" in lines[0] else 0:] if line]
-        # OpenAI's list is longer than what was used: the first 48,894 make the public 49,408 tokens.
-        merges = [line.split() for line in lines[:48894]]
-        ranks |= {as_bytes(x) + as_bytes(y): 512 + i for i, (x, y) in enumerate(merges)}
-    except OSError as e:
-        raise UserError(f"{path}: CLIP's merges cannot be read ({e.strerror or e})") from None
-    except (EOFError, zlib.error, ValueError, KeyError) as e:
-        raise UserError(f"{path}: not a list of CLIP's merges ({type(e).__name__}: {e})") from None
-    sot, eot = 512 + len(merges), 513 + len(merges)
-    bpe = tiktoken.Encoding("clip", pat_str=r"[^\x00]+\x00", mergeable_ranks=ranks,
-                            special_tokens={SOT: sot, EOT: eot})
-
-    def encode(texts, context=77):
-        idx = torch.zeros(len(texts), context, dtype=torch.int64)
-        for row, text in zip(idx, texts):
-            ids = [sot, *bpe.encode_ordinary("".join(word + "\0" for word in words(text))), eot]
-            if len(ids) > context:
-                raise UserError(f"a text of {len(ids)} tokens is too long for CLIP ({context}): {text[:60]}...")
-            row[:len(ids)] = torch.tensor(ids)
-        return idx
-
-    return encode
-
-
-def words(text):
-    """CLIP's clean lower-case words: contractions, runs of letters, single digits, runs of marks.
-
-    differs: OpenAI also runs ftfy. Of its mending only NFC is done here (e and an accent become one
-    letter); curly quotes and broken encodings stay as they are.
-    """
-    text = html.unescape(html.unescape(unicodedata.normalize("NFC", text)))
-    text = " ".join(text.replace("\0", "").split()).lower()
-    # One letter a character: L letter, N number, space, P anything else. Python's re knows no \p{L}.
-    kinds = "".join(c if c == " " else {"L": "L", "N": "N"}.get(unicodedata.category(c)[0], "P") for c in text)
-    i = 0
-    while i < len(text):
-        m = re.compile("'(?:s|t|re|ve|m|ll|d)").match(text, i) or re.compile("L+|N|P+| ").match(kinds, i)
-        if text[i] != " ":
-            yield text[i:m.end()]
-        i = m.end()
 
 
 # ---------------------------------------------------------------------------- images

@@ -23,20 +23,19 @@ B rows of text, T tokens, C width, L layers, nh heads, hs head size (C = nh * hs
 Next: clip_vit.py
 """
 
-import base64
 import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
-import tiktoken
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 from lib.cli import UserError, opt, parse, run
-from weights import byte_symbols, fetch, fill, locate, metadata, read
+from weights.public import locate
+from weights.reading import fill, metadata, read
+from weights.tokenizers import get_tokenizer
 
 
 @dataclass
@@ -293,97 +292,6 @@ CONFIG = {
 
 
 # ---------------------------------------------------------------------------- tokenizer
-
-EOT = "<|endoftext|>"  # begins and ends every text
-# How text is cut before merging: contractions, words, numbers, other marks, each with its space.
-SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
-
-
-def get_tokenizer(where=None, vocab_size=50257):
-    """GPT-2's byte-pair encoding as a tiktoken Encoding, from local files where there are some.
-
-    where: a folder or a file: vocab.json (+ merges.txt), encoder.json (+ vocab.bpe), merges.txt or
-    vocab.bpe alone, tokenizer.json, or *.tiktoken. With none of them GPT-2's own files are used:
-    tiktoken's download or cache, then weights.fetch. UserError if nothing is found.
-    pitfall: encode with encode_ordinary. encode() raises on a text that contains "<|endoftext|>".
-    """
-    path = Path(where) if where else None
-    if path and not path.is_file():
-        path = find_vocabulary(path)
-    if path:
-        return build_encoding(*read_vocabulary(path), path)
-    if vocab_size != 50257:
-        raise UserError(f"{where or 'this model'}: no tokenizer files beside the weights, and with {vocab_size} "
-                        "tokens they do not use GPT-2's own; put their vocab.json and merges.txt there")
-    try:
-        return tiktoken.get_encoding("gpt2")
-    except OSError:  # no network; requests' ConnectionError is an OSError
-        pass
-    try:
-        return build_encoding(*read_vocabulary(Path(fetch("gpt2/vocab.json"))), "gpt2/vocab.json")
-    except UserError as e:
-        raise UserError(f"GPT-2's tokenizer is not on this machine. {e}") from None
-
-
-def find_vocabulary(folder):
-    """The first tokenizer file in a folder, or None."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such file or folder, so no tokenizer there")
-    for pattern in ("vocab.json", "encoder.json", "tokenizer.json", "*.tiktoken", "merges.txt", "vocab.bpe"):
-        for path in sorted(folder.glob(pattern)):
-            return path
-    return None
-
-
-def read_vocabulary(path):
-    """A tokenizer file -> ({bytes: rank}, the bytes that each merge makes or [] where unknown)."""
-    symbols = byte_symbols()
-    def as_bytes(token):
-        return bytes(symbols[c] for c in token)
-    try:
-        text = path.read_text("utf-8")
-        if path.suffix == ".tiktoken":
-            pairs = (line.split() for line in text.splitlines() if line)
-            return {base64.b64decode(token): int(rank) for token, rank in pairs}, []
-        if path.suffix in (".txt", ".bpe"):
-            merges = [as_bytes(a + b) for a, b in read_merges(text)]
-            tokens = [bytes([b]) for b in symbols.values()] + merges
-            return {token: rank for rank, token in enumerate(tokens)}, merges
-        content, merges = json.loads(text), []
-        # pitfall: "model" is also one of GPT-2's tokens, so vocab.json has that key too, with a number.
-        if isinstance(content.get("model"), dict):  # tokenizer.json; it writes a merge as "a b" or [a, b]
-            merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m)
-                      for m in content["model"]["merges"]]
-            content = content["model"]["vocab"]
-        else:
-            beside = path.with_name({"vocab.json": "merges.txt"}.get(path.name, "vocab.bpe"))
-            if beside.exists():
-                merges = read_merges(beside.read_text("utf-8"))
-        return {as_bytes(token): int(rank) for token, rank in content.items()}, [as_bytes(a + b) for a, b in merges]
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise UserError(f"{path}: not a GPT-2 tokenizer file ({type(e).__name__}: {e})") from None
-
-
-def read_merges(text):
-    lines = text.split("\n")
-    return [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-
-
-def build_encoding(ranks, merges, path):
-    """Checks what tiktoken takes for granted, then builds the Encoding."""
-    # pitfall: with a byte missing, tiktoken panics in Rust, which `except Exception` does not catch.
-    if not all(bytes([b]) in ranks for b in range(256)):
-        raise UserError(f"{path}: not a byte-level vocabulary: some of the 256 bytes have no token")
-    eot = ranks.pop(EOT.encode(), None)
-    if eot is None:  # only JSON files name it; otherwise it is the id that is free
-        eot = next((i for i, rank in enumerate(sorted(ranks.values())) if i != rank), len(ranks))
-    if sorted([*ranks.values(), eot]) != list(range(len(ranks) + 1)):
-        raise UserError(f"{path}: token ids must be 0, 1, 2, ... without a gap other than {EOT}")
-    # tiktoken merges in the order of ids; that is right only if the merges were numbered in order.
-    made = [ranks.get(token, -1) for token in merges]
-    if made != sorted(made) or -1 in made:
-        raise UserError(f"{path}: its merges are not numbered in the order in which they were learnt")
-    return tiktoken.Encoding("gpt2", pat_str=SPLIT, mergeable_ranks=ranks, special_tokens={EOT: eot})
 
 
 @dataclass

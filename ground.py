@@ -37,7 +37,8 @@ from PIL import Image
 
 from lib import pictures
 from lib.cli import UserError, opt, parse, run
-from clip_vit import CLIPText, get_clip_tokenizer, open_image
+from clip_vit import CLIPText, open_image
+from weights.tokenizers import get_clip_tokenizer
 from data.common import find_dataset, load_split
 from lib.files import progress, read_json, replacing
 from evaluate import RESAMPLES, bootstrap, iou, markdown, shown
@@ -45,7 +46,7 @@ from model import Rows, SeeGPT, checkpoint_file, here, padded
 from prompts import NONE, PAINTS, TEMPLATES, blank, fill_in, mask_of, paint, see_whole
 from sample import newest_run
 from train import clock, groups_of, pick_device, schedule
-from weights import locate
+from weights.public import locate
 
 SMALL = 0.05  # of the image: ReCLIP's size prior drops boxes with less
 SHOTS_AT_ONCE = 100  # copies in a few-shot step, at most (CPT's code)

@@ -38,7 +38,8 @@ import torch.nn.functional as F
 from lib.cli import UserError
 from clip_vit import Attention, CLIPViT
 from gpt2 import GPT2, Cache, draw
-from weights import metadata, read, write
+from weights.reading import metadata, read
+from weights.safetensors import write
 
 
 @dataclass

@@ -41,7 +41,7 @@ from gpt2 import GPT2
 from model import (SeeGPT, answered, answers_to, checkpoint_file, condition, find_method, fingerprint, here, need_room,
                    origin_of, padded, task_of)
 from prompts import Bandit, reward, soft_accuracy
-from weights import read
+from weights.reading import read
 
 
 @dataclass

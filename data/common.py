@@ -328,7 +328,7 @@ def extract(archive, folder, wanted):
 def fetch_zip(path, wanted, urls, size=None, **hashes):
     """Downloads a zip to path, and unpacks beside it the members whose names are in wanted. size in
     bytes; where nobody states it, a full disk is noticed no earlier than it is full."""
-    from weights import download  # here, since it needs torch, and nothing else in this file does
+    from weights.download import download
 
     part = path.with_name(f"{path.name}.part")
     if not path.exists():  # room for the zip and for what is in it, which is hardly any smaller

@@ -59,3 +59,12 @@ def progress(label, total):
         print("\r" * terminal + text.ljust(70 * terminal), end=end, file=sys.stderr, flush=True)
 
     return show
+
+
+@contextlib.contextmanager
+def plain_errors(path):
+    """Turns a complaint of the operating system (no such file, disk full) into a UserError."""
+    try:
+        yield
+    except OSError as e:
+        raise UserError(f"{path}: {e.strerror or e}") from e

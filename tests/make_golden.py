@@ -28,7 +28,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 from layouts import GOLDEN, learn_bpe, perturb
-from weights import byte_symbols, write
+from weights.tokenizers import byte_symbols
+from weights.safetensors import write
 
 EOT, SOT = "<|endoftext|>", "<|startoftext|>"
 SYMBOL = {byte: symbol for symbol, byte in byte_symbols().items()}

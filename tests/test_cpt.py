@@ -13,7 +13,7 @@ import ground
 from lib.cli import UserError, parse
 from clip_vit import preprocess
 from evaluate import iou
-from gpt2 import get_tokenizer
+from weights.tokenizers import get_tokenizer
 from prompts import ALPHA, NONE, PAINTS, TEMPLATES, blank, fill_in, mask_of, paint, runs_of, see_whole
 from test_methods import V, build
 from test_train import ROOT, fit

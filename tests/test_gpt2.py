@@ -16,7 +16,8 @@ import torch
 import gpt2
 import weights
 from lib.cli import UserError
-from gpt2 import EOT, GPT2, MLP, Block, Cache, GPT2Config, draw, get_tokenizer
+from gpt2 import GPT2, MLP, Block, Cache, GPT2Config, draw
+from weights.tokenizers import EOT, get_tokenizer
 from layouts import (GOLDEN, GPT2_LAYOUTS, bare, gpt2_half, gpt2_public_alone, perturb,
                      write_config, write_safetensors)
 

@@ -155,7 +155,7 @@ def test_features_may_be_given_in_place_of_images(name):
 @every
 def test_save_and_load_round_trip(name, tmp_path):
     """The file holds exactly what was trained, and puts another model in the same state."""
-    from weights import read
+    from weights.reading import read
     model, other = build(name, seed=0), build(name, seed=0)
     model.save(tmp_path / "x.safetensors", step=3)
     tensors = read(tmp_path / "x.safetensors")
@@ -194,7 +194,7 @@ def test_tuned_backbones_learn_only_with_their_switch(name, switch, prefix):
 @every
 def test_a_tuned_backbone_is_in_the_checkpoint(name, tmp_path):
     """With both switches: every trained tensor by its full name, enough to bring the model back."""
-    from weights import read
+    from weights.reading import read
     model, other = (build(name, train_lm=True, train_vision=True) for _ in range(2))
     model.save(tmp_path / "x.safetensors")
     tensors = read(tmp_path / "x.safetensors")

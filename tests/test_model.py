@@ -180,7 +180,8 @@ def test_a_run_folder_is_all_that_load_needs(tmp_path):
 
 def test_other_frozen_weights_are_refused(tmp_path):
     """An adapter means nothing on top of other weights: one changed number is enough."""
-    from weights import read, write
+    from weights.reading import read
+    from weights.safetensors import write
     _, gpt2_dir, _ = run_folder(tmp_path)
     tensors = read(gpt2_dir)
     next(iter(tensors.values())).view(-1)[0] += 1

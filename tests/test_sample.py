@@ -25,9 +25,10 @@ from lib import pictures
 import sample
 from lib.cli import UserError, parse
 from clip_vit import CLIPViT, open_image, preprocess
-from gpt2 import CONV1D, EOT, GPT2, GPT2Config
+from gpt2 import CONV1D, GPT2, GPT2Config
+from weights.tokenizers import byte_symbols, EOT
 from model import SeeGPT, find_method, fingerprint
-from weights import byte_symbols, write
+from weights.safetensors import write
 
 ROOT = Path(__file__).resolve().parent.parent
 

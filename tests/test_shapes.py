@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from clip_vit import CLIPText, CLIPViT, get_clip_tokenizer, preprocess
+from clip_vit import CLIPText, CLIPViT, preprocess
+from weights.tokenizers import get_clip_tokenizer
 from data.common import load_split
 from data.shapes import prepare, pretrain, world
 from data.shapes.world import Thing
 from gpt2 import GPT2
-from weights import metadata
+from weights.reading import metadata
 
 SHAPES = Path(world.__file__).resolve().parent
 RED, BLUE = Thing("small", "red", "circle", 16, 40), Thing("large", "blue", "square", 47, 38)

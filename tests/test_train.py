@@ -21,8 +21,9 @@ import train
 from lib.cli import UserError
 from data.common import write_meta, write_split
 from data.shapes import world
-from gpt2 import CONV1D, get_tokenizer
-from weights import read
+from gpt2 import CONV1D
+from weights.tokenizers import get_tokenizer
+from weights.reading import read
 
 ROOT = Path(__file__).resolve().parent.parent
 ENC = get_tokenizer(ROOT / "data" / "shapes" / "tiny-gpt2")

@@ -24,7 +24,10 @@ import torch
 
 import weights
 from lib.cli import UserError
-from weights import Public, download, fetch, metadata, read, write
+from weights.public import Public, fetch
+from weights.download import download
+from weights.reading import metadata, read
+from weights.safetensors import write
 
 
 def equal(ours, theirs):

@@ -125,7 +125,7 @@ def main(config):
     out = Path(config.out or HERE).expanduser()
     path = folder / "nocaps_val_4500_captions.json"
     if config.download and not path.exists():
-        from weights import download  # here, since it needs torch, and nothing else in this file does
+        from weights.download import download
 
         download(URL, path)  # no hash is published; the counts are checked below
     splits, urls = read(path)

@@ -66,7 +66,7 @@ def main(config):
     folder = Path(config.folder or HERE).expanduser()
     out = Path(config.out or HERE).expanduser()
     if config.download:
-        from weights import download  # here, since it needs torch, and nothing else in this file does
+        from weights.download import download
 
         for name in FILES:  # no hashes are published; the counts are checked below
             download(f"{SITE}{name}", folder / name)

@@ -87,7 +87,7 @@ def main(config):
     splits, skipped = {}, {"sentences without a label": []}
     for split, name in FILES.items():
         if config.download and not (folder / name).exists():
-            from weights import download  # here, since it needs torch, and nothing else in this file does
+            from weights.download import download
 
             # No size or hash is published; the counts are checked below.
             download(f"{COPY}{name}.gz", folder / f"{name}.gz")

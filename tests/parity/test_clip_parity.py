@@ -16,7 +16,7 @@ from transformers import (CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionMod
 from clip_vit import CLIPText, CLIPViT, preprocess
 from layouts import CLIP_LAYOUTS, OpenAICLIP, openai_names, perturb
 from make_golden import processor
-from weights import read
+from weights.reading import read
 
 TOLERANCE = 1e-4
 

@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt2 import CONFIG, GPT2
 from layouts import GPT2_LAYOUTS, gpt2_public, perturb, write_config
-from weights import read
+from weights.reading import read
 
 TOLERANCE = 1e-4
 

@@ -16,8 +16,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
 from transformers import CLIPTokenizer
 
-from clip_vit import get_clip_tokenizer
-from gpt2 import EOT, get_tokenizer
+from weights.tokenizers import EOT, get_clip_tokenizer, get_tokenizer
 from make_golden import AWKWARD, CORPUS, clip_vocabulary, gpt2_reference, gpt2_vocabulary
 
 PIECES = [

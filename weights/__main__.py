@@ -1,0 +1,48 @@
+"""python -m weights: lists, fetches and describes weight files."""
+
+import dataclasses
+from pathlib import Path
+
+from lib.cli import opt, parse, run, UserError
+from weights.public import fault, fetch, FILES
+from weights.reading import metadata, read
+
+
+@dataclasses.dataclass
+class Config:
+    what: list = opt([], "names of public files to fetch, or files and folders to look into",
+                     positional=True)
+
+
+def describe(path):
+    """Prints name, shape and dtype of every tensor, the metadata, and the sums."""
+    tensors = read(path)
+    width = max(map(len, tensors), default=0)
+    for name, x in tensors.items():
+        shape = " x ".join(map(str, x.shape)) or "scalar"
+        print(f"{name:{width}}  {shape:20} {str(x.dtype).removeprefix('torch.')}")
+    for key, value in metadata(path).items():
+        print(f"metadata: {key} = {value}")
+    print(f"{len(tensors)} tensors, {sum(x.numel() for x in tensors.values()):,} numbers, "
+          f"{sum(x.numel() * x.element_size() for x in tensors.values()):,} bytes")
+
+
+def main(config):
+    if not config.what:
+        for name, public in FILES.items():
+            size = f"{public.size / 1e6:,.1f} MB" if public.size else "size unknown"
+            print(f"{name:34} {size:>12}  {public.urls[0]}")
+    for what in config.what:
+        if what not in FILES and Path(what).exists():
+            describe(what)
+            continue
+        path, public = fetch(what), FILES[what]
+        if problem := fault(path, public, full=True):
+            raise UserError(f"{path}: not {what}: {problem}; delete it and run again")
+        checked = ["size"] * bool(public.size) + ["structure"] + ["sha256"] * bool(public.sha256)
+        print(f"{what}: {path}, {path.stat().st_size:,} bytes, checked: {', '.join(checked)}"
+              + ("" if public.sha256 else " (no sha256 is known)"))
+
+
+if __name__ == "__main__":
+    run(lambda: main(*parse(Config)))

@@ -1,0 +1,167 @@
+"""Downloads that go on where they stopped and are checked before they get their name."""
+
+import hashlib
+import http.client
+import os
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from lib.cli import UserError
+
+
+#     addresses, one after the other        checks: size, sha256, structure
+#                    |                                     |
+#                    +---> path.part, grows and resumes ---+---> path, complete and right
+#
+# So a file that has its final name can be trusted, and a broken download costs nothing twice.
+TIMEOUT = 30  # seconds without a single byte
+
+
+class Broken(Exception):
+    """What is wrong with one address; the next one may still do."""
+
+
+def progress(name, start, total):
+    """Gives back show(bytes so far): on a terminal one line that renews itself, with MB/s and the
+    time left; in a log file one line for every tenth. total in bytes, None if unknown."""
+    terminal, began, due = sys.stderr.isatty(), time.monotonic(), 0
+
+    def show(have):
+        nonlocal due  # seconds on a terminal, bytes in a log file
+        seconds = time.monotonic() - began
+        if (seconds if terminal else have) < due and have != total:
+            return
+        due = seconds + 0.2 if terminal else have + (total or 10**9) / 10
+        speed = (have - start) / max(seconds, 1e-9)
+        text = f"{name}: {have / 1e6:,.1f} MB"
+        if total:
+            text += f" of {total / 1e6:,.1f}, {max(total - have, 0) / max(speed, 1):,.0f} s left"
+        text += f", {speed / 1e6:,.1f} MB/s"
+        end = "" if terminal and have != total else "\n"
+        print("\r" * terminal + text.ljust(78 * terminal), end=end, file=sys.stderr, flush=True)
+
+    return show
+
+
+def pull(url, part, size):
+    """Appends to the file part what is still missing of url. Raises Broken if it cannot be had, or
+    not whole; what has come stays in part. size in bytes, None if unknown."""
+    have = part.stat().st_size if part.exists() else 0
+    if have and have == size:
+        return
+    if size and have > size:
+        have = 0  # not the beginning of this file
+    # Some servers turn Python's own name away.
+    headers = {"User-Agent": "seegpt"} | ({"Range": f"bytes={have}-"} if have else {})
+    request = urllib.request.Request(url, headers=headers)
+    try:
+        reply = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as e:
+        # 416: nothing comes after byte `have`. Either part is complete or it is something else.
+        if e.code == 416 and have and size is None:
+            if e.headers.get("Content-Range") == f"bytes */{have}":
+                return
+            part.unlink()
+            return pull(url, part, size)
+        raise Broken(f"HTTP {e.code} {e.reason}") from e
+    except (OSError, http.client.HTTPException) as e:
+        raise Broken(getattr(e, "reason", e)) from e
+    with reply:
+        if reply.status == 206:
+            if not reply.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+                raise Broken("it answered with another range than the one asked for")
+        else:
+            have = 0  # pitfall: a server may ignore Range and send everything from the start
+        total = reply.headers.get("Content-Length") or ""
+        total = have + int(total) if total.isdigit() else None
+        # Both before the first byte is written: a good part must survive a network's login page.
+        if reply.headers.get_content_type() == "text/html":
+            raise Broken("it sent a web page instead of the file")
+        if size and total not in (None, size):
+            raise Broken(f"it offers {total:,} bytes where {size:,} are expected")
+        receive(reply, part, have, total, size)
+
+
+def receive(reply, part, have, total, size):
+    """Writes what the open reply sends behind the have bytes of part."""
+    show = progress(part.stem, have, total)
+    with open(part, "ab" if have else "wb") as f:
+        while total is None or have < total:
+            # Only this call is the network's; an OSError from the write below is the disk's.
+            try:
+                block = reply.read1(1 << 18)
+            except (OSError, http.client.HTTPException) as e:
+                raise Broken(str(e) or type(e).__name__) from e
+            if not block:
+                break
+            f.write(block)
+            have += len(block)
+            show(have)
+    # pitfall: a connection that breaks off looks like the end of the file; nothing raises.
+    if have < (size or total or 0):
+        raise Broken("the connection ended early")
+
+
+def digest(path, kind):
+    """The hash of a file as hex; kind is "sha256" or another name that hashlib knows."""
+    h = hashlib.new(kind, usedforsecurity=False)
+    with open(path, "rb") as f:
+        while block := f.read(1 << 20):
+            h.update(block)
+    return h.hexdigest()
+
+
+def verify(part, size, hashes, check):
+    """Deletes a complete download and raises Broken if it is not the file that was asked for."""
+    have = part.stat().st_size
+    wrong = f"{have:,} bytes instead of {size:,}" if size not in (None, have) else ""
+    for kind, wanted in hashes.items():
+        # Read again from the disk: that covers the bytes of an earlier run and the disk itself.
+        if wanted and not wrong and digest(part, kind) != wanted.lower():
+            wrong = f"another {kind} than the published one"
+    wrong = wrong or (check(part) if check else "")
+    if wrong:
+        part.unlink()
+        raise Broken(f"it sent a wrong file, now deleted: {wrong}")
+
+
+def download(urls, path, size=None, sha256=None, md5=None, check=None):
+    """Fetches a file from the first of urls that works, and gives back its path. What is there
+    already is not fetched again, and a broken download goes on where it stopped: path with .part
+    behind it keeps the bytes. size in bytes, hashes in hex; check(part) gives back in words what
+    is wrong with the file, if anything. A wrong file is deleted. UserError says how to go on.
+
+    pitfall: two processes must not fetch the same file at the same time. Let rank 0 go first.
+    """
+    urls, path = [urls] if isinstance(urls, str) else urls, Path(path)
+    part, problems = path.with_name(path.name + ".part"), []
+    try:
+        # Nothing gets its final name before it has passed every check, so no hash is needed here.
+        if path.is_file():
+            if size not in (None, path.stat().st_size):
+                raise UserError(f"{path}: has {path.stat().st_size:,} bytes instead of {size:,}; "
+                                "delete it and run again")
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for url in urls:
+            try:
+                pull(url, part, size)
+                verify(part, size, {"sha256": sha256, "md5": md5}, check)
+                os.replace(part, path)
+                return path
+            except Broken as e:
+                problems.append(f"{urllib.parse.urlsplit(url).netloc}: {e}")
+        have = part.stat().st_size if part.exists() else 0
+    except OSError as e:  # those of the network have become Broken: this one is the disk's
+        raise UserError(f"{path}: cannot be written ({e.strerror or e}); make room, or choose "
+                        "another folder (SEEGPT_CACHE)") from e
+    why = "; ".join(dict.fromkeys(problems))
+    if have:
+        raise UserError(f"{path}: broke off after {have / 1e6:,.1f} MB ({why}); run the same "
+                        "command again to go on from there")
+    raise UserError(f"{path}: could not be fetched ({why}); without a network, fetch {urls[0]} "
+                    f"elsewhere and put it at {path}")

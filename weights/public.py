@@ -1,0 +1,162 @@
+"""The public files: where each is published, where it may lie already, and what is checked."""
+
+import difflib
+import gzip
+import json
+import os
+import re
+import typing
+import zipfile
+import zlib
+from pathlib import Path
+
+from lib.cli import UserError
+from weights.download import digest, download
+from weights.reading import sniff
+from weights.safetensors import header
+
+
+class Public(typing.NamedTuple):
+    """A published file: its place under the cache folder, its addresses, and its bytes and sha256,
+    None where we found no source for them; its Hugging Face repository, if it has one."""
+    file: str
+    urls: list
+    size: int | None
+    sha256: str | None
+    repo: str | None = None
+
+
+# name, bytes, sha256; a dash where we found no source that is certain. The two tokenizer files
+# serve GPT-2 of every size.
+TABLE = """
+gpt2              548105171 248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707
+gpt2-medium      1519984962 fc5a354a19255ad494f3d71549390baca1ccf61d1d822b9408971705c687c9cd
+gpt2-large                - -
+gpt2-xl                   - 0f8b28eb05a8075f48b61b6f35332978c74fc7763fa9fb4051a1c30511736a6a
+distilgpt2        352824413 e1ff18884359fe8beb795a5f414feb85a6ce3d929ad019c0d958c039d2b94a1b
+gpt2/vocab.json     1042301 196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783
+gpt2/merges.txt      456318 1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5
+ViT-B/32          353976522 40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af
+ViT-B/16          350837078 5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f
+ViT-L/14          932768134 b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836
+ViT-L/14@336px    934088680 3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02
+"""
+# Pinned to a revision: a repository may change, and then the hashes above would no longer fit.
+HUB = {"gpt2": ("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"),
+       "gpt2-medium": ("openai-community/gpt2-medium", "6dcaa7a952f72f9298047fd5137cd6e4f05f41da"),
+       "gpt2-large": ("openai-community/gpt2-large", "32b71b12589c2f8d625668d2335a01cac3249519"),
+       "gpt2-xl": ("openai-community/gpt2-xl", "15ea56dee5df4983c59b2538573817e1667135e2"),
+       "distilgpt2": ("distilbert/distilgpt2", "2290a62682d06624634c1f46a6ad5be0f47f38aa")}
+OPENAI = "https://openaipublic.blob.core.windows.net/"
+BPE = "bpe_simple_vocab_16e6.txt.gz"
+
+
+def public_files():
+    """{name: Public} for TABLE, each with two addresses, and for the file of CLIP's tokenizer."""
+    files = {}
+    for line in TABLE.strip().splitlines():
+        name, size, sha256 = (None if word == "-" else word for word in line.split())
+        size = size and int(size)
+        if name.startswith("ViT"):  # OpenAI's hash is a part of the address, and two hosts have it
+            file = re.sub("[/@]", "-", name) + ".pt"
+            urls = [f"{host}clip/models/{sha256}/{file}"
+                    for host in ("https://openaipublic.azureedge.net/", OPENAI)]
+            files[name] = Public(f"clip/{file}", urls, size, sha256)
+            continue
+        model, _, file = name.partition("/")
+        (repo, revision), file = HUB[model], file or "model.safetensors"
+        urls = [f"https://huggingface.co/{repo}/resolve/{r}/{file}" for r in (revision, "main")]
+        # OpenAI has the very same tokenizer files under its own names.
+        theirs = {"vocab.json": "encoder.json", "merges.txt": "vocab.bpe"}.get(file)
+        if theirs:
+            urls[1] = f"{OPENAI}gpt-2/encodings/main/{theirs}"
+        files[name] = Public(f"{model}/{file}", urls, size, sha256, repo)
+    urls = [f"https://github.com/{folder}/{BPE}" for folder in
+            ("openai/CLIP/raw/main/clip", "mlfoundations/open_clip/raw/main/src/open_clip")]
+    files[f"clip/{BPE}"] = Public(f"clip/{BPE}", urls, 1_356_917, "924691ac288e54409236115652ad4aa2"
+                                  "50f48203de50a9e4722a6ecd48d6804a")
+    return files
+
+
+FILES = public_files()
+
+
+def fault(path, public, full=False):
+    """Says in words why path cannot be that public file; "" if nothing speaks against it.
+
+    Size and structure take no time, and they catch what really happens: a file cut off, another
+    one, a web page. A sha256 takes seconds per gigabyte: only after a download, or if full.
+    """
+    kind = public.file.rpartition(".")[2]
+    try:
+        size = path.stat().st_size
+        if public.size not in (None, size):
+            return f"it has {size:,} bytes, the published one {public.size:,}"
+        if kind == "safetensors":
+            if sniff(path) != kind:
+                return "it is not a safetensors file"
+            header(path)
+        elif kind == "pt":
+            zipfile.ZipFile(path).close()
+        elif kind == "gz":
+            with gzip.open(path) as f:
+                f.read()
+        elif kind == "json":
+            json.loads(path.read_bytes())
+        else:
+            path.read_bytes().decode("utf-8")
+    except (UserError, OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as e:
+        return str(e).removeprefix(f"{path}: ")
+    if full and public.sha256 and digest(path, "sha256") != public.sha256:
+        return "its sha256 is not that of the published one"
+    return ""
+
+
+def places(public):
+    """Where a public file may lie on this computer, our own place first."""
+    def folder(variable, default):
+        return Path(os.path.expanduser(os.environ.get(variable) or default))
+
+    name = Path(public.file).name
+    yield folder("SEEGPT_CACHE", "~/.cache/seegpt") / public.file
+    yield Path(os.path.expanduser("~/.cache/clip")) / name  # where openai/CLIP puts its files
+    if public.repo:
+        snapshots = folder("HF_HOME", "~/.cache/huggingface") / "hub"
+        snapshots = folder("HF_HUB_CACHE", folder("HUGGINGFACE_HUB_CACHE", snapshots))
+        # gpt2 had no owner before its name in former years, and old caches still say so.
+        for repo in (public.repo, public.repo.split("/")[1]):
+            cached = snapshots / f"models--{repo.replace('/', '--')}" / "snapshots"
+            # Any revision will do: the size tells whether it is the same file.
+            yield from sorted(cached.glob(f"*/{name}"))
+
+
+def fetch(name):
+    """The path of a public file: where it lies already, in our cache or in that of CLIP or Hugging
+    Face, else downloaded into $SEEGPT_CACHE (~/.cache/seegpt). The path of any other file or folder
+    is given back as it is. UserError names the nearest name, or the address and the place for a
+    file that has to be carried here by hand."""
+    if name not in FILES:
+        if Path(name).exists():
+            return Path(name)
+        near = difflib.get_close_matches(str(name), FILES, n=1, cutoff=0.4)
+        raise UserError(f"{name}: neither a file nor a known name; " + "".join(
+            f"did you mean {n}? " for n in near) + f"known: {', '.join(FILES)}")
+    public = FILES[name]
+    ours, *others = places(public)
+    # os.path's isfile also says no where we may not look; pathlib's raises.
+    if os.path.isfile(ours):
+        # What we downloaded has passed every check. A file that does not pass was put here by
+        # somebody else: say so and leave it to them.
+        if problem := fault(ours, public):
+            raise UserError(f"{ours}: not {name}: {problem}; delete it and run again")
+        return ours
+    for path in others:
+        if os.path.isfile(path) and not fault(path, public):
+            return path
+    return download(public.urls, ours, public.size, public.sha256,
+                    check=lambda part: fault(part, public))
+
+
+def locate(name):
+    """A file or folder as it is, else the local path of a public name, fetched if need be."""
+    return Path(name) if Path(name).exists() else Path(fetch(str(name)))

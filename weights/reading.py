@@ -1,0 +1,183 @@
+"""Weight files: read by hand and safely, written, and fetched from where they are published.
+
+A weight file is a table of named tensors. Three layouts are met in practice; read() tells them
+apart by their first bytes, whatever the file is called:
+
+    safetensors  | N, 8 bytes | N bytes of JSON: name -> dtype, shape, place | raw numbers ... |
+    torch.save   | a zip with a pickle that rebuilds a dictionary (before torch 1.6: no zip)   |
+    TorchScript  | a zip with a pickle of a whole tree of modules, and one member per storage  |
+
+A pickle is a small program, and a hostile one runs commands on your computer while it is being
+read. So none is read freely here: torch.load gets weights_only=True, and TorchScript archives go
+through an unpickler that knows the few things a tensor is made of and refuses everything else.
+
+    python weights.py                       the public files this module knows
+    python weights.py gpt2 ViT-B/16         fetch them; say where they lie and what was checked
+    python weights.py model.safetensors     print what is inside a file or a folder
+
+The first half reads and writes, the second half (from "downloading" on) fetches and may be
+skipped on a first reading. Sources: safetensors/src/tensor.rs for the checks, openai/CLIP
+clip/clip.py for addresses and hashes.
+
+Next: gpt2.py
+"""
+
+import json
+import re
+
+
+import zipfile
+from pathlib import Path
+
+import torch
+
+from lib.cli import UserError
+from lib.files import plain_errors
+from weights.pickles import read_script, read_torch
+from weights.safetensors import header, MAX_HEADER, no_twins, read_safetensors
+
+# What a folder of weights may hold, the preferred one first.
+NAMES = ("model.safetensors", "model.safetensors.index.json",
+         "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+OLD_TORCH = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")  # how torch.save began before 1.6
+
+
+def find(path):
+    """The file that is meant by path: itself, or the first of NAMES inside a folder."""
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        return path
+    for name in NAMES:
+        if (path / name).is_file():
+            return path / name
+    raise UserError(f"{path}: this folder holds none of {', '.join(NAMES)}")
+
+
+def sniff(path):
+    """Tells "safetensors", "zip", "old" (torch before 1.6) or "index" by the first bytes.
+
+    Endings lie: "pytorch_model.bin" may be a zip or not, and OpenAI's .pt is no torch.save file.
+    UserError for everything else; the usual accidents are called by their names.
+    """
+    with open(path, "rb") as f:
+        head = f.read(512)
+    text = head.lstrip().lower()
+    if not head:
+        raise UserError(f"{path}: the file is empty; delete it and fetch it again")
+    # pitfall: a clone made without git-lfs holds three lines of text in place of every big file.
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path}: only a Git LFS pointer, not the weights themselves; run "
+                        "`git lfs pull` in that clone, or download the file itself")
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise UserError(f"{path}: a web page, probably an error or login page saved under this "
+                        "name; delete it and fetch the file again")
+    if head.startswith(b"PK\x03\x04"):
+        return "zip"
+    if head.startswith(OLD_TORCH):
+        return "old"
+    # Text never looks like so small a number: its 5th to 8th byte would have to be zero.
+    if len(head) > 8 and int.from_bytes(head[:8], "little") <= MAX_HEADER:
+        return "safetensors"
+    if text.startswith(b"{"):
+        return "index"
+    raise UserError(f"{path}: not a weight file known here (safetensors, torch.save, TorchScript, "
+                    f"index of shards); it begins with {head[:8]!r}; fetch it again")
+
+
+def read_file(path):
+    """The tensors of one file that is no index."""
+    kind = sniff(path)
+    if kind == "safetensors":
+        return read_safetensors(path)
+    if kind == "old":
+        return read_torch(path)
+    if kind == "index":
+        raise UserError(f"{path}: JSON, where the index of shards promises a weight file; "
+                        "fetch the model again")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [name.rpartition("/")[2] for name in archive.namelist()]
+    except zipfile.BadZipFile as e:
+        raise UserError(f"{path}: a damaged zip archive, probably cut off ({e}); delete it and "
+                        "fetch it again") from e
+    if members.count("data.pkl") != 1:
+        raise UserError(f"{path}: a zip archive, but none that torch wrote (no single data.pkl "
+                        "in it); if the weights were zipped, unzip them first")
+    # torch.load itself tells the two apart by this member.
+    return read_script(path) if "constants.pkl" in members else read_torch(path)
+
+
+def read_index(path):
+    """The tensors of a model cut into shards: {"weight_map": {tensor name: file beside the index}}.
+
+    UserError when a shard lacks a tensor that the index promises, or holds one it does not name.
+    """
+    try:
+        index = json.loads(path.read_bytes(), object_pairs_hook=no_twins)
+        where = index["weight_map"]
+        shards = sorted(set(where.values()))
+        # A shard lies beside its index: "../x", "/x" and "C:x" would reach into other folders.
+        strange = [shard for shard in shards if not re.fullmatch(r"\w[\w.+-]*", shard)]
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(f"{path}: JSON, but no index of shards (no sound weight_map); give the "
+                        "weight file itself, or the folder it lies in") from e
+    if strange or not shards:
+        raise UserError(f"{path}: its weight_map must name files of this folder, not {strange}; "
+                        "fetch the model again")
+    tensors = {}
+    for shard in shards:
+        file = path.parent / shard
+        if not file.is_file():
+            raise UserError(f"{file}: missing; {path.name} needs {len(shards)} shards beside it")
+        part, wanted = read_file(file), {name for name in where if where[name] == shard}
+        # Half an old and half a new download would otherwise give a model that talks nonsense.
+        if part.keys() != wanted:
+            missing, extra = sorted(wanted - part.keys()), sorted(part.keys() - wanted)
+            raise UserError(f"{file}: does not fit {path.name} (lacks {missing[:3]}, has besides "
+                            f"{extra[:3]}); fetch the index and all shards again")
+        tensors.update(part)
+    return tensors
+
+
+def read(path):
+    """All tensors {name: tensor} of a weight file, of a sharded index, or of a folder with either.
+
+    They are contiguous copies on the CPU in the dtype of the file, which is often a 16-bit one.
+    UserError names the file, and the tensor where there is one, and says what to do.
+    """
+    path = find(path)
+    with plain_errors(path):
+        return read_index(path) if sniff(path) == "index" else read_file(path)
+
+
+def metadata(path):
+    """The {str: str} notes in the header of a safetensors file; {} for every other kind."""
+    path = find(path)
+    with plain_errors(path):
+        return header(path)[1] if sniff(path) == "safetensors" else {}
+
+
+def fill(build, tensors, path):
+    """The frozen-ready model made by build() with exactly these tensors, in float32 and eval mode.
+
+    UserError if a tensor is missing, unknown or of the wrong shape: nothing is skipped silently.
+    """
+    with torch.device("meta"):  # shapes only: random weights would be made just to be thrown away
+        model = build()
+    ours = {name: tuple(p.shape) for name, p in model.state_dict().items()}
+    theirs = {name: tuple(t.shape) for name, t in tensors.items()}
+    wrong = [f"{n} is missing" for n in ours if n not in theirs]
+    wrong += [f"{n} is unknown" for n in theirs if n not in ours]
+    wrong += [f"{n} is {theirs[n]}, not {ours[n]}" for n in ours
+              if n in theirs and ours[n] != theirs[n]]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise UserError(f"{path} does not fit {type(model).__name__}: {'; '.join(wrong[:5])}{more}."
+                        " HINT: is it a file of another model, or of another size than its "
+                        "config.json says?")
+    model.load_state_dict({n: t.float().contiguous() for n, t in tensors.items()}, assign=True)
+    return model.eval()
+
+
