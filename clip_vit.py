@@ -29,9 +29,10 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 
 from lib.cli import UserError
+from lib.pictures import rgb
 from weights.public import locate
 from weights.reading import fill, metadata, read
 
@@ -202,29 +203,6 @@ class CLIPText(nn.Module):
 
 
 # ---------------------------------------------------------------------------- images
-
-def rgb(image):
-    """A PIL image of any mode in RGB, what is transparent on white.
-
-    differs: OpenAI's code drops the alpha channel, and so shows the colours, often black, that lie
-    under transparent pixels. White is what transformers 5 puts there.
-    """
-    if image.mode in ("LA", "PA", "RGBA") or image.info.get("transparency") is not None:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def open_image(path):
-    """An image file as an upright RGB picture. UserError where it is missing or broken."""
-    try:
-        with Image.open(path) as image:
-            # Phones store pictures lying on their side, with a note; without that note this is a no-op.
-            return rgb(ImageOps.exif_transpose(image))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such image") from None
-    except Exception as e:  # a damaged file can raise almost anything
-        raise UserError(f"{path}: not a readable image ({e})") from None
 
 
 def preprocess(image, size, crop=True):

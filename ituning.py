@@ -41,9 +41,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from lib.cli import UserError, opt
 from clip_vit import ResidualAttentionBlock
 from gpt2 import Block
+from lib.cli import UserError, opt
 from model import Method, picked
 
 

@@ -22,9 +22,7 @@ B images, R rows of text, T tokens, N image tokens, D ViT width, C GPT-2 width, 
 Next: ituning.py
 """
 
-import dataclasses
 import difflib
-import hashlib
 import importlib
 import importlib.util
 import json
@@ -35,10 +33,13 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from lib.cli import UserError
 from clip_vit import Attention, CLIPViT
+from data.batches import padded
+from data.tasks import condition
 from gpt2 import GPT2, Cache, draw
-from weights.reading import metadata, read
+from lib.cli import UserError
+from lib.files import here
+from weights.reading import fingerprint, metadata, read
 from weights.safetensors import write
 
 
@@ -388,16 +389,6 @@ class SeeGPT(nn.Module):
 
 # ---------------------------------------------------------------------------- what is asked
 
-def padded(prompts, enc, device=None):
-    """Texts -> ids (R, T) that begin with end-of-text and are filled up with it, and their lengths cond (R,).
-
-    Filling behind a text changes nothing in front of it: for who reads the state of its last word only.
-    """
-    ids = [[enc.eot_token, *enc.encode_ordinary(p)] for p in prompts]
-    T = max(map(len, ids))
-    idx = torch.tensor([i + [enc.eot_token] * (T - len(i)) for i in ids], device=device)
-    return idx, torch.tensor([len(i) for i in ids], device=device)
-
 
 def need_room(gpt2, texts, more):
     """UserError for a text that leaves less than so many positions: at the start, not when its turn comes."""
@@ -407,37 +398,6 @@ def need_room(gpt2, texts, more):
         if (n := 1 + len(gpt2.tokenizer.encode_ordinary(text))) + more > gpt2.config.n_positions:
             raise UserError(f"{text[:40]!r}... has {n} tokens, with {more} more for the answer too many for the "
                             f"{gpt2.config.n_positions} positions of this GPT-2: shorten it or leave it out")
-
-
-def condition(item):
-    """What GPT-2 reads of an item before it answers; "" for captions. No space at the end: the answer brings its own."""
-    if "hypothesis" in item:
-        return f"hypothesis: {item['hypothesis']} answer:"
-    if "question" not in item:
-        return ""
-    words = item.get("hint", "").split()[-300:]  # the rest of a longer one would not fit GPT-2's 1,024 positions
-    hint = f" context: {' '.join(words)}" if words else ""
-    options = "".join(f" ({chr(65 + i)}) {choice}" for i, choice in enumerate(item.get("choices", ())))
-    return f"question: {item['question']}{hint}{' options:' if options else ''}{options} answer:"
-
-
-def answers_to(item):
-    """{answer: how many gave it} to a question or hypothesis. Where the item explains its answer, so does the text:
-    ScienceQA's order QCM-ALE (question, context, choices; answer, lecture, explanation)."""
-    if "hypothesis" in item:
-        return {item["label"]: 1}
-    because = " ".join(item[key] for key in ("lecture", "solution") if item.get(key))
-    return {f"{a}. because {because}" if because else a: count for a, count in item["answers"].items()}
-
-
-def answered(item):
-    """Whether an item has what its task asks for: captions, the answers to its question, the label of its hypothesis."""
-    return bool(item.get({"captions": "captions", "question": "answers", "hypothesis": "label"}[task_of(item)]))
-
-
-def task_of(item):
-    """"captions", "question" or "hypothesis"."""
-    return next(key for key in ("captions", "hypothesis", "question") if key in item)
 
 
 def checkpoint_file(path):
@@ -462,16 +422,3 @@ def origin_of(path):
     return json.loads(note)
 
 
-def here(name):
-    """A relative path as seen from the project's folder where it means nothing in the current one."""
-    inside = Path(__file__).resolve().parent / name
-    return str(inside) if not Path(name).exists() and inside.exists() else name
-
-
-def fingerprint(model):
-    """sha256 over all tensors of a model, the same whatever kind of file they came from."""
-    sha = hashlib.sha256()
-    for name, p in sorted(model.state_dict().items()):
-        sha.update(f"{name} {tuple(p.shape)}".encode())
-        sha.update(p.detach().float().cpu().contiguous().numpy())
-    return sha.hexdigest()

@@ -44,15 +44,14 @@ import itertools
 from copy import deepcopy
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from lib.cli import UserError, opt
 from clip_vit import Transformer, preprocess
 from ituning import CrossAttention, one_scale
+from lib.cli import UserError, opt
 from model import Method, Rows, picked
 
 
@@ -356,43 +355,6 @@ def paint(image, regions, alpha=ALPHA):
             if box[0] < box[2] and box[1] < box[3]:
                 out.paste(colour, box, Image.new("L", (box[2] - box[0], box[3] - box[1]), alpha))
     return out
-
-
-def mask_of(segmentation, size):
-    """A mask in COCO's form -> "L" image (0 or 255) of size (width, height).
-
-    Polygons [[x0, y0, x1, y1, ...], ...], or runs {"size": [h, w], "counts": [...] or COCO's letters}.
-    UserError for runs that do not fill the image. differs: COCO draws polygons on a finer grid, a pixel of the outline
-    may come out otherwise.
-    """
-    if isinstance(segmentation, list):
-        mask = Image.new("L", size)
-        for polygon in segmentation:
-            if len(polygon) < 6:
-                raise UserError(f"a mask has a polygon of {len(polygon) // 2} points; at least three make one")
-            ImageDraw.Draw(mask).polygon([(polygon[i], polygon[i + 1]) for i in range(0, len(polygon) - 1, 2)], fill=255)
-        return mask
-    h, w = segmentation["size"]
-    counts = segmentation["counts"]
-    counts = counts if isinstance(counts, list) else runs_of(counts)
-    if (w, h) != size or sum(counts) != h * w or min(counts) < 0:
-        raise UserError(f"a mask of {w} x {h} pixels with runs over {sum(counts)} does not fit an image of {size[0]} x {size[1]}")
-    flat = np.repeat(np.arange(len(counts)) % 2, counts)  # runs of 0 and 1 in turn, down the columns
-    return Image.fromarray((255 * flat.reshape(w, h).T).astype(np.uint8))
-
-
-def runs_of(letters):
-    """COCO's letters -> run lengths: 5 bits a letter, lowest first, signed, from the fourth run on less the one two before."""
-    runs, x, shift = [], 0, 0
-    for letter in letters:
-        bits = ord(letter) - 48
-        x |= (bits & 31) << shift
-        shift += 5
-        if not bits & 32:  # the last letter of a run; its fifth bit is the sign
-            x -= (bits & 16) << (shift - 4)
-            runs.append(x + runs[-2] if len(runs) > 2 else x)
-            x, shift = 0, 0
-    return runs
 
 
 def blank(phrase, template=TEMPLATES[0]):

@@ -38,13 +38,15 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from clip_vit import MEAN, STD, preprocess
+from data.tasks import condition
 from lib.cli import UserError, opt, parse, run
-from clip_vit import MEAN, STD, open_image, preprocess
+from lib.devices import pick_device
 from lib.files import progress, read_json, replacing
-from lib.pictures import fit, heat, sheet
-from model import SeeGPT, condition, here
+from lib.pictures import fit, heat, open_image, sheet
+from lib.runs import newest_run
+from model import SeeGPT
 from prompts import PAINTS, blank, fill_in, paint, see_whole
-from train import pick_device
 
 # What counts as an image file in a folder.
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -92,16 +94,6 @@ def find_images(names):
     if not found:
         raise UserError(f"{', '.join(names)}: no image in there ({', '.join(ENDINGS)})")
     return found
-
-
-def newest_run():
-    """The run in out/ that was saved last. UserError if there is none."""
-    out = Path(here("out"))
-    saved = [*out.glob("*/best.safetensors"), *out.glob("*/last.safetensors")]
-    if not saved:
-        raise UserError("there is no checkpoint in out/ yet: run python train.py first, "
-                        "or name one with --ckpt")
-    return max(saved, key=lambda p: p.stat().st_mtime).parent
 
 
 # ---------------------------------------------------------------------------- attention

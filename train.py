@@ -14,34 +14,35 @@ resume.pt (optimiser and position), log.jsonl, loss.png. Ctrl-C saves before it 
 Next: sample.py
 """
 
-import hashlib
 import json
 import os
-import signal
-import sys
 import time
-from copy import copy, deepcopy
+from copy import deepcopy
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from lib import pictures
-import evaluate
-from lib.cli import UserError, opt, parse, run
-from clip_vit import CLIPViT, open_image, preprocess
+from clip_vit import CLIPViT
+from data.batches import Batches, scored
 from data.common import find_dataset, load_split
-from lib.files import progress, read_json, replacing
+from data.features import cached_features
 from data.shapes import prepare
+from data.shapes.exact import report_exact
+from data.tasks import answers_of, entries_of, task_of
 from gpt2 import GPT2
-from model import (SeeGPT, answered, answers_to, checkpoint_file, condition, find_method, fingerprint, here, need_room,
-                   origin_of, padded, task_of)
+from lib import pictures
+from lib.cli import UserError, opt, parse, run
+from lib.devices import World, moved, peak_memory, pick_device, pick_dtype
+from lib.files import here, replacing
+from lib.optim import groups_of, schedule
+from lib.runs import Stop, clock, folder_for, ignore_ctrl_c, load_resume, open_log, save_resume
+from model import SeeGPT, checkpoint_file, find_method, need_room, origin_of
 from prompts import Bandit, reward, soft_accuracy
-from weights.reading import read
+from weights.reading import fingerprint, read
 
 
 @dataclass
@@ -122,245 +123,11 @@ PRESETS = {
 
 # ---------------------------------------------------------------------------- where it runs
 
-def pick_device(name):
-    """"auto" is the best there is. UserError for a device that this machine or torch build lacks."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(d for d in there if there[d]))
-    if not there.get(name.split(":")[0], False):
-        raise UserError(f"--device {name}: not available here; {', '.join(d for d in there if there[d])} or auto")
-    return torch.device(name)
-
-
-def pick_dtype(name, device):
-    """The dtype of the forward pass and the reason for it. Trained weights are float32 in any case."""
-    if name != "auto":
-        return getattr(torch, name), "as asked"
-    if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return torch.bfloat16, "this GPU computes in it, and it needs no loss scaling"
-        return torch.float16, "this GPU has no bfloat16; the loss is scaled to keep small gradients"
-    return torch.float32, "the reference; on a CPU or MPS the others are seldom faster"
-
-
-class World:
-    """The processes that torchrun started, or this one alone."""
-
-    def __init__(self):
-        self.size, self.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-        self.main = self.rank == 0  # the one that prints, evaluates and saves
-        if self.size > 1:
-            if torch.cuda.is_available():
-                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-
-    def sum(self, values, device):
-        """Each of the numbers summed over all processes."""
-        if self.size == 1:
-            return values
-        t = torch.tensor(values, dtype=torch.float64, device=device)
-        dist.all_reduce(t)
-        return t.tolist()
-
-    def sum_gradients(self, params):
-        """differs: no DistributedDataParallel. So little is trained that one plain sum does it."""
-        if self.size > 1:
-            grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in params]
-            flat = torch.cat([g.flatten() for g in grads])
-            dist.all_reduce(flat)
-            for p, g in zip(params, flat.split([p.numel() for p in params])):
-                p.grad = g.view_as(p)
-
 
 # ---------------------------------------------------------------------------- data
 
-class Batches(Dataset):
-    """Batch number `step` as a function of the step alone: so a resumed run sees the same batches.
-
-    Every epoch has its own order of the images and, per image, of its texts; of an image with
-    more than `rows` texts the surplus comes up in other epochs. What is learnt from an image: entries_of.
-    """
-
-    def __init__(self, entries, enc, config, image_size, feats=None, world=None, answers=(), soft=False):
-        self.entries, self.enc, self.config, self.size, self.feats = entries, enc, config, image_size, feats
-        self.rank, self.world = (world.rank, world.size) if world else (0, 1)
-        self.answers, self.soft = {a: i for i, a in enumerate(answers)}, soft
-        self.of, self.batch = np.arange(len(entries)), config.batch  # the entries in use, and how many a step
-
-    def part(self, of, batch=None):
-        """The same with some of the entries (their numbers), batch of them a step."""
-        other = copy(self)
-        other.of, other.batch = of, batch or self.batch
-        return other
-
-    def __getitem__(self, step):
-        """The micro-batches of this process: list of (images, feats or None; idx; targets; cond).
-
-        A broken image is returned as its message: an exception would lose its type in a worker.
-        """
-        c, n = self.config, len(self.of)
-        chosen = []
-        for place in range(step * self.batch, (step + 1) * self.batch):
-            epoch = place // n
-            i = int(self.of[order(c.seed, epoch, n)[place % n]])
-            chosen.append((i, np.random.default_rng((c.seed, 1, epoch, i))))
-        chosen = chosen[self.rank::self.world]
-        try:
-            return [micro for m in range(c.accumulate) for micro in self.micro(chosen[m::c.accumulate])]
-        except UserError as e:
-            return str(e)
-
-    def micro(self, chosen):
-        """One batch of the chosen (number, rng); two where some have an image and some have none."""
-        batches = []
-        for blind in (False, True):
-            part = [(self.entries[i], i, rng) for i, rng in chosen if (self.entries[i]["image"] is None) == blind]
-            if part:
-                texts = [[x["texts"][j] for j in rng.permutation(len(x["texts"]))[:self.config.rows]] for x, _, rng in part]
-                rows = (choices_of(texts, self.config.rows, self.enc, self.answers, self.soft) if self.answers else
-                        rows_of(texts, self.config.rows, self.enc, self.config.max_tokens))
-                batches.append((None if blind else self.images([i for _, i, _ in part]), *rows))
-        return batches
-
-    def images(self, indices):
-        if self.feats is not None:
-            return torch.from_numpy(self.feats[indices].astype(np.float32))
-        return torch.stack([preprocess(open_image(self.entries[i]["image"]), self.size) for i in indices])
-
-
-@lru_cache(2)  # a batch may reach from one epoch into the next
-def order(seed, epoch, n):
-    """The permutation of n items in an epoch."""
-    return np.random.default_rng((seed, 0, epoch)).permutation(n)
-
-
-def entries_of(items):
-    """Items -> what is learnt from each image: [{"image", "texts": [(condition, {answer: count})]}].
-
-    Items on the same image become one entry, so that their texts share it. Those without an image
-    come last, one by one: entry i has its features in row i.
-    """
-    entries = {}
-    for item in items:
-        if not answered(item):
-            raise UserError(f"item {item['id']} lacks the captions, answers or label, so nothing can be learnt from it")
-        texts = [("", {caption: 1}) for caption in item.get("captions", ())] or [(condition(item), answers_to(item))]
-        key = item["image"] if item["image"] is not None else ("none", len(entries))
-        entries.setdefault(key, {"image": item["image"], "texts": []})["texts"] += texts
-    return sorted(entries.values(), key=lambda x: x["image"] is None)
-
-
-def answers_of(folder, entries):
-    """The answers to choose from: the dataset's answers.json, or all that occur in train."""
-    path, form = folder / "answers.json", 'expected ["yes", "no", ...]'
-    if not path.exists():
-        return sorted({answer for entry in entries for asked, answers in entry["texts"] if asked for answer in answers})
-    found = read_json(path, form)
-    if not isinstance(found, list) or not all(isinstance(a, str) for a in found) or len(set(found)) < len(found):
-        raise UserError(f"{path}: not a list of different texts; {form}")
-    return found
-
-
-def rows_of(texts, k, enc, max_tokens):
-    """Texts per image (lists of at most k (condition, {answer: count})) -> idx, targets (B * k, T), cond (B * k,).
-
-    A row is EOT text EOT: the model reads all but the last and is asked for all but the first.
-    "a cat" -> idx [EOT, a, cat], targets [a, cat, EOT]. Of a question only the answer is asked for:
-    "question: ... answer:", " red" -> targets [-1, ..., -1, red, EOT]; cond counts the tokens up to there.
-    Inputs are padded with EOT, targets with -1. pitfall: EOT as a target must count, or the model
-    never learns to stop; padding must not. An image with fewer texts than k gets filler rows without any target.
-    """
-    eot, rows = enc.eot_token, []
-    for of_image in texts:
-        for asked, answers in of_image:
-            answer = max(answers, key=answers.get)
-            head = enc.encode_ordinary(asked)
-            # pitfall: " red" and "red" are different tokens, and behind a text only the first is natural.
-            rows.append((head, enc.encode_ordinary(" " + answer if asked else str(answer))[:max_tokens]))
-        rows += [None] * (k - len(of_image))
-    T = 1 + max(len(r[0]) + len(r[1]) for r in rows if r is not None)
-    idx, targets = torch.full((len(rows), T), eot), torch.full((len(rows), T), -1)
-    cond = torch.ones(len(rows), dtype=torch.int64)
-    for r, row in enumerate(rows):
-        if row is not None:
-            head, answer = row
-            n, end = len(head), len(head) + len(answer)
-            idx[r, 1:end + 1] = torch.tensor(head + answer, dtype=torch.int64)
-            targets[r, n:end + 1] = torch.tensor([*answer, eot])
-            cond[r] = n + 1
-    return idx, targets, cond
-
-
-def choices_of(texts, k, enc, classes, soft):
-    """As rows_of for a method that chooses: idx (B * k, T) of conditions alone, targets (B * k, A), cond (B * k,).
-
-    Targets: soft, as DVP on VQA2.0: 0, .3, .6, .9 or 1 for answers given 0, 1, 2, 3 or more times; else
-    1 for the most frequent answer. Filler rows are -1.
-    """
-    rows = [pair for of_image in texts for pair in of_image + [None] * (k - len(of_image))]
-    idx, cond = padded([row[0] if row else "" for row in rows], enc)
-    targets = torch.zeros(len(rows), len(classes))
-    for row, target in zip(rows, targets):
-        if row is None:
-            target[:] = -1
-        for answer, count in row[1].items() if row else ():
-            if answer in classes and (soft or count == max(row[1].values())):
-                target[classes[answer]] = min(1.0, 0.3 * count) if soft else 1.0
-        if row is not None and not soft:  # answers equally frequent share the one
-            target /= target.sum().clamp(min=1)
-    return idx, targets, cond
-
-
-def scored(targets):
-    """How many targets count: tokens, or rows of a method that chooses."""
-    return (targets[:, 0] >= 0).sum() if targets.is_floating_point() else (targets != -1).sum()
-
-
-def cached_features(vit, items, folder, split, device, batch=64):
-    """Feats (n, N, D) of a split's images, computed once into a memory-mapped fp16 file beside the dataset.
-
-    The file's name carries a hash of the encoder's weights, the preprocessing and the list of
-    images: with another encoder or other images it is simply not found. fp16 rounds by 5e-4 at most.
-    """
-    items = [item for item in items if item["image"] is not None]
-    sha = hashlib.sha256(f"{fingerprint(vit)} crop {vit.image_size}".encode())
-    for item in items:
-        info = os.stat(item["image"]) if Path(item["image"]).exists() else None
-        sha.update(f"{item['image']} {info and (info.st_size, info.st_mtime_ns)}".encode())
-    path = Path(folder) / f"features-{split}-{sha.hexdigest()[:16]}.npy"
-    if not path.exists():
-        part = path.with_suffix(f".{os.getpid()}.part")
-        N = 1 + (vit.image_size // vit.patch) ** 2
-        out = np.lib.format.open_memmap(part, "w+", np.float16, (len(items), N, vit.width))
-        show = progress(f"encoding {split}", len(items))
-        try:
-            for i in range(0, len(items), batch):
-                images = [preprocess(open_image(x["image"]), vit.image_size) for x in items[i:i + batch]]
-                with torch.no_grad():
-                    out[i:i + len(images)] = vit(torch.stack(images).to(device)).half().cpu().numpy()
-                show(i + len(images))
-            out.flush()
-            del out
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-    return np.load(path, mmap_mode="r")
-
 
 # ---------------------------------------------------------------------------- pieces of the loop
-
-def schedule(optimizer, step, warmup, steps):
-    """Sets the learning rates of a step: linearly up to each group's peak, then linearly down to 0 (as SmallCap)."""
-    warmup = min(warmup, steps // 5)  # a short run on a small folder should not end in its warm-up
-    part = (step + 1) / (warmup + 1) if step < warmup else (steps - step) / max(1, steps - warmup)
-    for group in optimizer.param_groups:
-        group["lr"] = part * group["peak"]
-
-
-def groups_of(params, peak, weight_decay):
-    """Parameter groups of AdamW with their peak learning rate; weight decay on matrices only."""
-    groups = ((weight_decay, [p for p in params if p.dim() >= 2]), (0.0, [p for p in params if p.dim() < 2]))
-    return [{"params": kept, "lr": peak, "peak": peak, "weight_decay": decay} for decay, kept in groups if kept]
 
 
 def make_optimizer(model, config, device):
@@ -401,11 +168,6 @@ def validate(model, batches, config, device, autocast):
     return {k: v / max(1, seen if k == "blind_loss" else total) for k, v in sums.items()}
 
 
-def moved(batch, device):
-    """The tensors of a micro-batch on a device; images may be None."""
-    return [x if x is None else x.to(device, non_blocking=True) for x in batch]
-
-
 def start_table(model):
     """Which part has how many parameters, and how many of them learn."""
     parts = {"image transformer": model.vit, "language model": model.gpt2, "method": model.method}
@@ -416,35 +178,6 @@ def start_table(model):
     for name, part in model.method.named_children():
         if 0 < (inside := sum(p.numel() for p in part.parameters())) < total:
             print(f"    {name:16}{inside:>14,}")
-
-
-def peak_memory(device):
-    """The most that was held so far, in bytes: by tensors on CUDA, elsewhere by this whole process. None on Windows."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    try:
-        import resource
-    except ImportError:
-        return None
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return held if sys.platform == "darwin" else 1024 * held  # Linux counts in kilobytes
-
-
-def folder_for(config):
-    """The run's folder: as asked, or a new out/DATASET-METHOD, -2, -3, ...: no run overwrites another."""
-    if config.out:
-        return Path(config.out)
-    base = Path("out") / f"{Path(config.dataset).name}-{config.method}"
-    if config.resume:
-        runs = sorted([*Path("out").glob("*/resume.pt"), *Path("out").glob("*/search.pt")], key=lambda p: p.stat().st_mtime)
-        if not runs:
-            raise UserError("--resume: there is no run in out/ yet; leave --resume away to start one")
-        return runs[-1].parent
-    n = 2
-    out = base
-    while out.exists():
-        out, n = base.with_name(f"{base.name}-{n}"), n + 1
-    return out
 
 
 def begin_with(model, path):
@@ -482,60 +215,6 @@ def check(config, method_config, resume):
         raise UserError("--insert_layer -1 is for --search, which trains a cross-attention for every layer")
     if config.beta2 >= 1 or config.grad_clip <= 0:
         raise UserError("--beta2 must be below 1 and --grad_clip above 0")
-
-
-class Stop:
-    """Ctrl-C and SIGTERM ask the loop to save and stop after this step; the second time it is at once."""
-
-    def __init__(self):
-        self.asked = False
-        self.before = {s: signal.signal(s, self.ask) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask(self, number, frame):
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def over(self):
-        for s, handler in self.before.items():
-            signal.signal(s, handler)
-
-
-def save_resume(path, step, model, optimizer, config, method_config, **more):
-    """Everything that the next step depends on, in one file that is either old or new, never half."""
-    state = {"step": step, "config": asdict(config), "method_config": asdict(method_config),
-             "trained": {n: p.detach() for n, p in model.trained().items()}, "rng": torch.get_rng_state(),
-             "optimizer": optimizer.state_dict(), **more}
-    part = path.with_suffix(".part")
-    torch.save(state, part)
-    os.replace(part, path)
-
-
-def load_resume(folder):
-    """The state that save_resume wrote in training, or before that in the search for a layer."""
-    path = Path(folder) / "resume.pt"
-    if not path.exists() and (Path(folder) / "search.pt").exists():
-        path = Path(folder) / "search.pt"
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"--resume: {folder} has no resume.pt; it appears with the first validation") from None
-    except Exception as e:  # a damaged pickle can raise almost anything
-        raise UserError(f"{path} is damaged ({type(e).__name__}); "
-                        f"start anew, or use {folder}/last.safetensors with sample.py") from None
-
-
-def open_log(path, step):
-    """log.jsonl open for appending, cut back to the lines up to this step."""
-    kept = []
-    for line in path.read_text("utf-8").splitlines() if path.exists() and step else []:
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except ValueError:
-            pass  # the last line of a killed run may be half a line
-    path.write_text("".join(kept), "utf-8")
-    return open(path, "a", buffering=1, encoding="utf-8")
 
 
 # ---------------------------------------------------------------------------- the search for a layer
@@ -850,7 +529,7 @@ def main(config, method_config, resume=None):
         model.restore(read(out / "best.safetensors"), out / "best.safetensors")
         if config.score:
             with autocast:
-                evaluate.report_exact(model.eval(), folder, device, config.score)
+                report_exact(model.eval(), folder, device, config.score)
         held = f", {memory / 1e6:,.0f} MB at most" if memory else ""
         asked = "" if task == "captions" else f' --question "a {task}"'
         say(f"done in {clock(time.time() - began)}{held}. Next: python sample.py --ckpt {out} picture.jpg{asked}")
@@ -876,18 +555,6 @@ def show_captions(model, batches, device, autocast, n=3):
     model.train()
     for (question, answers), text in zip(asked, texts):
         print(f"    {text!r:60} for {max(answers, key=answers.get)!r}" + (f", {question!r}" if question else ""))
-
-
-def clock(seconds):
-    """75 -> "1:15"; 3700 -> "1:01:40"."""
-    m, s = divmod(round(seconds), 60)
-    h, m = divmod(m, 60)
-    return f"{h}:{m:02}:{s:02}" if h else f"{m}:{s:02}"
-
-
-def ignore_ctrl_c(worker):
-    """A data worker lets the main process decide when to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def command_line(argv=None):

@@ -28,6 +28,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lib.cli import UserError
 from lib.files import progress, read_json, replacing
+from weights.download import download
 
 DATA = Path(__file__).resolve().parent
 # What to run for a dataset that is not prepared, where the bare script is not enough.
@@ -328,8 +329,6 @@ def extract(archive, folder, wanted):
 def fetch_zip(path, wanted, urls, size=None, **hashes):
     """Downloads a zip to path, and unpacks beside it the members whose names are in wanted. size in
     bytes; where nobody states it, a full disk is noticed no earlier than it is full."""
-    from weights.download import download
-
     part = path.with_name(f"{path.name}.part")
     if not path.exists():  # room for the zip and for what is in it, which is hardly any smaller
         need_room(path.parent, 2 * (size or 0) - (part.stat().st_size if part.exists() else 0))

@@ -68,3 +68,15 @@ def plain_errors(path):
         yield
     except OSError as e:
         raise UserError(f"{path}: {e.strerror or e}") from e
+
+
+def write_json(path, result):
+    if path:
+        with replacing(path) as f:
+            f.write(json.dumps(result, indent=1).encode() + b"\n")
+
+
+def here(name):
+    """A relative path as seen from the project's folder where it means nothing in the current one."""
+    inside = Path(__file__).resolve().parent.parent / name
+    return str(inside) if not Path(name).exists() and inside.exists() else name

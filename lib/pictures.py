@@ -16,8 +16,9 @@ import functools
 import json
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from lib.cli import UserError
 from lib.files import replacing
 
 PAPER, INK, GREY, LINE = (252, 252, 250), (30, 30, 36), (125, 125, 132), (214, 214, 212)
@@ -276,3 +277,27 @@ def curve(log, path):
              ("validation, with other images", series(log, "blind_loss"),
               dict(color="#d1652a", marker="o", ls="--", lw=1.8, ms=4))]
     return plot(lines, path, "step", "loss, nats per token", log)
+
+
+def rgb(image):
+    """A PIL image of any mode in RGB, what is transparent on white.
+
+    differs: OpenAI's code drops the alpha channel, and so shows the colours, often black, that lie
+    under transparent pixels. White is what transformers 5 puts there.
+    """
+    if image.mode in ("LA", "PA", "RGBA") or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def open_image(path):
+    """An image file as an upright RGB picture. UserError where it is missing or broken."""
+    try:
+        with Image.open(path) as image:
+            # Phones store pictures lying on their side, with a note; without that note this is a no-op.
+            return rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such image") from None
+    except Exception as e:  # a damaged file can raise almost anything
+        raise UserError(f"{path}: not a readable image ({e})") from None

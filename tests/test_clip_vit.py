@@ -17,7 +17,8 @@ from PIL import Image
 
 import weights
 from lib.cli import UserError
-from clip_vit import MEAN, STD, CLIPText, CLIPViT, QuickGELU, open_image, preprocess, words
+from clip_vit import MEAN, STD, CLIPText, CLIPViT, QuickGELU, preprocess, words
+from lib.pictures import open_image
 from weights.tokenizers import get_clip_tokenizer
 from layouts import (CLIP_LAYOUTS, GOLDEN, OpenAICLIP, clip_transformers_5, clip_vision,
                      openai_names, perturb, write_config, write_safetensors)

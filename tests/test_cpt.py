@@ -12,9 +12,9 @@ from PIL import Image
 import ground
 from lib.cli import UserError, parse
 from clip_vit import preprocess
-from evaluate import iou
+from data.masks import iou, mask_of, runs_of
 from weights.tokenizers import get_tokenizer
-from prompts import ALPHA, NONE, PAINTS, TEMPLATES, blank, fill_in, mask_of, paint, runs_of, see_whole
+from prompts import ALPHA, NONE, PAINTS, TEMPLATES, blank, fill_in, paint, see_whole
 from test_methods import V, build
 from test_train import ROOT, fit
 

@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from lib.cli import UserError
-from clip_vit import open_image, preprocess
+from clip_vit import preprocess
+from lib.pictures import open_image
 from data import common
 from data.flickr30k import prepare as flickr30k
 from data.folder import prepare as folder

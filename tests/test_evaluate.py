@@ -22,9 +22,11 @@ from PIL import Image
 from lib import pictures
 import evaluate
 from lib.cli import UserError, parse
-from clip_vit import open_image, preprocess
+from clip_vit import preprocess
+from lib.pictures import open_image
 from data.shapes import world
-from evaluate import bleu, cider_d, rouge_l, tokenize
+from evaluate.metrics import bleu, cider_d, rouge_l
+from evaluate.ptb_tokenizer import tokenize
 from make_golden_metrics import GOLDEN, NASTY
 from model import SeeGPT
 from test_sample import checkpoint, photo

@@ -12,7 +12,8 @@ import ituning
 from lib.cli import UserError
 from clip_vit import CLIPViT
 from gpt2 import GPT2
-from model import SeeGPT, find_method, fingerprint
+from model import SeeGPT, find_method
+from weights.reading import fingerprint
 from test_methods import V, build
 
 EOT = V - 1

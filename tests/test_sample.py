@@ -24,10 +24,12 @@ from PIL import Image
 from lib import pictures
 import sample
 from lib.cli import UserError, parse
-from clip_vit import CLIPViT, open_image, preprocess
+from clip_vit import CLIPViT, preprocess
+from lib.pictures import open_image
 from gpt2 import CONV1D, GPT2, GPT2Config
 from weights.tokenizers import byte_symbols, EOT
-from model import SeeGPT, find_method, fingerprint
+from model import SeeGPT, find_method
+from weights.reading import fingerprint
 from weights.safetensors import write
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,7 +12,8 @@ import random
 
 import pytest
 
-from evaluate import CONTRACTIONS, normalise_answer, vqa_accuracy
+from data.vqa2.answers import CONTRACTIONS, normalise_answer
+from evaluate.vqa import vqa_accuracy
 
 TABLE = dict(pair.split(":") for pair in """
     aint:ain't arent:aren't cant:can't couldve:could've couldnt:couldn't couldn'tve:couldn't've

@@ -3,8 +3,8 @@
 import dataclasses
 from pathlib import Path
 
-from lib.cli import opt, parse, run, UserError
-from weights.public import fault, fetch, FILES
+from lib.cli import UserError, opt, parse, run
+from weights.public import FILES, fault, fetch
 from weights.reading import metadata, read
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from lib.cli import UserError
 
-
 #     addresses, one after the other        checks: size, sha256, structure
 #                    |                                     |
 #                    +---> path.part, grows and resumes ---+---> path, complete and right

@@ -11,7 +11,6 @@ import torch
 from lib.cli import UserError
 from weights.safetensors import raw_bytes
 
-
 # How a pickle calls the storage of each dtype.
 STORAGES = {"DoubleStorage": torch.float64, "FloatStorage": torch.float32,
             "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,

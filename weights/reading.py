@@ -22,10 +22,9 @@ clip/clip.py for addresses and hashes.
 Next: gpt2.py
 """
 
+import hashlib
 import json
 import re
-
-
 import zipfile
 from pathlib import Path
 
@@ -34,7 +33,7 @@ import torch
 from lib.cli import UserError
 from lib.files import plain_errors
 from weights.pickles import read_script, read_torch
-from weights.safetensors import header, MAX_HEADER, no_twins, read_safetensors
+from weights.safetensors import MAX_HEADER, header, no_twins, read_safetensors
 
 # What a folder of weights may hold, the preferred one first.
 NAMES = ("model.safetensors", "model.safetensors.index.json",
@@ -181,3 +180,10 @@ def fill(build, tensors, path):
     return model.eval()
 
 
+def fingerprint(model):
+    """sha256 over all tensors of a model, the same whatever kind of file they came from."""
+    sha = hashlib.sha256()
+    for name, p in sorted(model.state_dict().items()):
+        sha.update(f"{name} {tuple(p.shape)}".encode())
+        sha.update(p.detach().float().cpu().contiguous().numpy())
+    return sha.hexdigest()

@@ -10,7 +10,6 @@ import torch
 from lib.cli import UserError
 from lib.files import plain_errors
 
-
 MAX_HEADER = 100_000_000  # bytes of safetensors header; the official reader's limit
 # The format's names for number types -> torch's. Older versions of torch lack the last few: a file
 # that needs one is refused by name. So are F4 and F6, whose numbers are smaller than a byte.

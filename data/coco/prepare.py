@@ -25,8 +25,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
+from data.common import (KARPATHY, assert_counts, fetch_images, fetch_zip, karpathy_splits,
+                         keep_usable, write_captions)
 from lib.cli import opt, parse, run
-from data.common import (KARPATHY, assert_counts, fetch_images, fetch_zip, karpathy_splits, keep_usable, write_captions)
 
 COCO = "http://images.cocodataset.org/zips/"
 IMAGES = {"train2014": {"urls": f"{COCO}train2014.zip", "size": 13_510_573_713,

@@ -23,8 +23,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
+from data.common import (KARPATHY, assert_counts, fetch_zip, karpathy_splits, keep_usable,
+                         write_captions)
 from lib.cli import opt, parse, run
-from data.common import (KARPATHY, assert_counts, fetch_zip, karpathy_splits, keep_usable, write_captions)
 
 FORM = "https://shannon.cs.illinois.edu/DenotationGraph/"
 # Public, but nobody states its size or hash: whoever uses it does so knowingly, and looks with --check.

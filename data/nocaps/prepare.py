@@ -31,9 +31,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
-from lib.cli import UserError, opt, parse, run
 from data.common import (assert_counts, check_image, clean, escapes, keep_usable, present,
                          printable, write_captions)
+from lib.cli import UserError, opt, parse, run
 from lib.files import progress, read_json, replacing
 
 URL = "https://nocaps.s3.amazonaws.com/nocaps_val_4500_captions.json"
@@ -125,8 +125,6 @@ def main(config):
     out = Path(config.out or HERE).expanduser()
     path = folder / "nocaps_val_4500_captions.json"
     if config.download and not path.exists():
-        from weights.download import download
-
         download(URL, path)  # no hash is published; the counts are checked below
     splits, urls = read(path)
     if not config.partial:

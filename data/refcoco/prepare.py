@@ -43,9 +43,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
-from lib.cli import UserError, opt, parse, run
 from data.common import (assert_numbers, clean, fetch_zip, keep_usable, leave_out, printable,
                          write_items)
+from lib.cli import UserError, opt, parse, run
 from lib.files import read_json
 
 COCO = "http://images.cocodataset.org/zips/"

@@ -25,9 +25,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
-from lib.cli import UserError, opt, parse, run
 from data.common import (assert_numbers, clean, escapes, fetch_images, images_of, keep_usable,
                          write_items)
+from lib.cli import UserError, opt, parse, run
 from lib.files import read_json
 
 SITE = "https://raw.githubusercontent.com/lupantech/ScienceQA/main/data/scienceqa/"

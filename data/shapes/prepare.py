@@ -23,9 +23,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
-from lib.cli import UserError, opt, parse, run
 from data.common import write_meta, write_split
 from data.shapes import world
+from lib.cli import UserError, opt, parse, run
 
 TASKS = ("caption", "vqa", "entail", "refer", "regions")
 IMAGES = {"train": 8000, "val": 1000, "test": 1000, "novel": 500}  # how many of each split

@@ -33,12 +33,12 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
-from lib.cli import UserError, opt, parse, run
 from clip_vit import CLIPText, CLIPViT, preprocess, words
-from weights.tokenizers import byte_symbols, EOT, get_clip_tokenizer, get_tokenizer
 from data.shapes import world
 from gpt2 import CONV1D, GPT2, GPT2Config
+from lib.cli import UserError, opt, parse, run
 from weights.safetensors import write
+from weights.tokenizers import EOT, byte_symbols, get_clip_tokenizer, get_tokenizer
 
 SEEN = ("train", "pretrain")  # the homes of the scenes that pre-training may use
 

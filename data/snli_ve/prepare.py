@@ -29,8 +29,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
-from lib.cli import UserError, opt, parse, run
 from data.common import assert_numbers, clean, escapes, keep_usable, write_answers, write_items
+from lib.cli import UserError, opt, parse, run
 
 SITE = "https://github.com/necla-ml/SNLI-VE"  # links to files on Google Drive
 COPY = "https://storage.googleapis.com/allennlp-public-data/snli-ve/"

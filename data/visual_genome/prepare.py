@@ -27,9 +27,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
-from lib.cli import UserError, opt, parse, run
 from data.common import (KARPATHY, clean, escapes, fetch_images, fetch_zip, karpathy_splits,
                          keep_usable, unique, write_captions)
+from lib.cli import UserError, opt, parse, run
 from lib.files import read_json
 
 SITE = "https://homes.cs.washington.edu/~ranjay/visualgenome/data/dataset/"

@@ -33,8 +33,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
-from lib.cli import UserError, opt, parse, run
 from data.common import assert_numbers, clean, fetch_zip, keep_usable, write_answers, write_items
+from data.vqa2.answers import normalise_answer
+from lib.cli import UserError, opt, parse, run
 from lib.files import read_json
 
 SITE = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa/"
@@ -134,8 +135,6 @@ def main(config):
     if not config.partial:
         assert_numbers(folder, {name: len(items[name]) for name in items},
                        {name: COUNTS[name] for name in items}, "questions")
-
-    from evaluate import normalise_answer  # here, since it needs torch, and nothing else in this file does
 
     normalise = functools.cache(normalise_answer)
     answers = {}

@@ -12,7 +12,8 @@ import pytest
 pytest.importorskip("pycocoevalcap.eval")
 
 import evaluate
-from evaluate import bleu, cider_d, rouge_l, tokenize
+from evaluate.metrics import bleu, cider_d, rouge_l
+from evaluate.ptb_tokenizer import tokenize
 from make_golden_metrics import image_sets, official, stanford, strings
 from test_evaluate import COCO_MINI, command, dataset, results, rows_of
 

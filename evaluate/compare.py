@@ -24,10 +24,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script, this folder is all Python sees
+from evaluate.tables import markdown
 from lib import pictures
 from lib.cli import UserError, opt, parse, run
 from lib.files import replacing
-from evaluate import markdown
 from model import Rows, SeeGPT, origin_of
 
 ROOT = Path(__file__).resolve().parents[2]

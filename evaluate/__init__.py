@@ -1,0 +1,1 @@
+"""How good are captions, answers and pointing? python -m evaluate, evaluate.pointing, evaluate.compare."""

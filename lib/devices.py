@@ -1,0 +1,76 @@
+"""Where a command runs: device, dtype, processes, memory."""
+
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+
+from lib.cli import UserError
+
+
+def pick_device(name):
+    """"auto" is the best there is. UserError for a device that this machine or torch build lacks."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(d for d in there if there[d]))
+    if not there.get(name.split(":")[0], False):
+        raise UserError(f"--device {name}: not available here; {', '.join(d for d in there if there[d])} or auto")
+    return torch.device(name)
+
+
+def pick_dtype(name, device):
+    """The dtype of the forward pass and the reason for it. Trained weights are float32 in any case."""
+    if name != "auto":
+        return getattr(torch, name), "as asked"
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, "this GPU computes in it, and it needs no loss scaling"
+        return torch.float16, "this GPU has no bfloat16; the loss is scaled to keep small gradients"
+    return torch.float32, "the reference; on a CPU or MPS the others are seldom faster"
+
+
+class World:
+    """The processes that torchrun started, or this one alone."""
+
+    def __init__(self):
+        self.size, self.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+        self.main = self.rank == 0  # the one that prints, evaluates and saves
+        if self.size > 1:
+            if torch.cuda.is_available():
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+    def sum(self, values, device):
+        """Each of the numbers summed over all processes."""
+        if self.size == 1:
+            return values
+        t = torch.tensor(values, dtype=torch.float64, device=device)
+        dist.all_reduce(t)
+        return t.tolist()
+
+    def sum_gradients(self, params):
+        """differs: no DistributedDataParallel. So little is trained that one plain sum does it."""
+        if self.size > 1:
+            grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in params]
+            flat = torch.cat([g.flatten() for g in grads])
+            dist.all_reduce(flat)
+            for p, g in zip(params, flat.split([p.numel() for p in params])):
+                p.grad = g.view_as(p)
+
+
+def moved(batch, device):
+    """The tensors of a micro-batch on a device; images may be None."""
+    return [x if x is None else x.to(device, non_blocking=True) for x in batch]
+
+
+def peak_memory(device):
+    """The most that was held so far, in bytes: by tensors on CUDA, elsewhere by this whole process. None on Windows."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:
+        return None
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return held if sys.platform == "darwin" else 1024 * held  # Linux counts in kilobytes
