@@ -34,7 +34,7 @@ from PIL import Image
 from lib.cli import UserError
 from lib.pictures import rgb
 from weights.public import locate
-from weights.reading import fill, metadata, read
+from weights.reading import load_into, metadata, read
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images, R G B
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -160,7 +160,7 @@ class CLIPViT(nn.Module):
         patch = tensors["conv1.weight"].shape[-1]
         grid = round((len(tensors["positional_embedding"]) - 1) ** 0.5)
         embed_dim = tensors["proj"].shape[-1] if "proj" in tensors else None
-        return fill(lambda: cls(grid * patch, patch, width, layers, heads, embed_dim), tensors, path)
+        return load_into(lambda: cls(grid * patch, patch, width, layers, heads, embed_dim), tensors, path)
 
 
 class CLIPText(nn.Module):
@@ -180,7 +180,7 @@ class CLIPText(nn.Module):
     def encode_text(self, idx):
         """Ids (B, T) with T up to the context of 77 -> (B, E), not normalised.
 
-        Rows are SOT, text, EOT, then anything: causal attention keeps it out of the EOT state.
+        TextState are SOT, text, EOT, then anything: causal attention keeps it out of the EOT state.
         """
         x = self.token_embedding(idx) + self.positional_embedding[:idx.shape[1]]
         x = self.ln_final(self.transformer(x, causal=True))
@@ -196,7 +196,7 @@ class CLIPText(nn.Module):
         width, layers, heads = tower_sizes(tensors, "token_embedding.weight", 1, heads["text"], path)
         context, vocab_size = len(tensors["positional_embedding"]), len(tensors["token_embedding.weight"])
         embed_dim = tensors["text_projection"].shape[-1] if "text_projection" in tensors else width
-        return fill(lambda: cls(context, vocab_size, width, layers, heads, embed_dim), tensors, path)
+        return load_into(lambda: cls(context, vocab_size, width, layers, heads, embed_dim), tensors, path)
 
 
 # ---------------------------------------------------------------------------- tokenizer

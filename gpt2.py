@@ -34,7 +34,7 @@ import torch.nn.functional as F
 
 from lib.cli import UserError, opt, parse, run
 from weights.public import locate
-from weights.reading import fill, metadata, read
+from weights.reading import load_into, metadata, read
 from weights.tokenizers import get_tokenizer
 
 
@@ -215,7 +215,7 @@ class GPT2(nn.Module):
         """
         path = locate(name)
         tensors = rename(read(path), path)
-        model = fill(lambda: cls(infer_config(tensors, path)), tensors, path)
+        model = load_into(lambda: cls(infer_config(tensors, path)), tensors, path)
         model.folder = path if path.is_dir() else path.parent
         return model
 

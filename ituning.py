@@ -44,7 +44,7 @@ import torch.nn.functional as F
 from clip_vit import ResidualAttentionBlock
 from gpt2 import Block
 from lib.cli import UserError, opt
-from model import Method, picked
+from model import Method, select
 
 
 @dataclass
@@ -83,7 +83,7 @@ class CrossAttention(nn.Module):
         B, T, r = x.shape
         return x.view(B, T, self.heads, r // self.heads).transpose(1, 2)  # (B, nh, T, hs)
 
-    def look(self, feats):
+    def project_kv(self, feats):
         """Keys and values of the image tokens (B, N, D), two of (B, nh, N, hs): once per image."""
         return self.split(self.k(feats)), self.split(self.v(feats))
 
@@ -103,7 +103,7 @@ class CrossAttention(nn.Module):
         return self.o(y.transpose(1, 2).reshape(R, T, -1))
 
 
-def one_scale(feats):
+def plain_layer_norm(feats):
     """Image tokens (B, N, D) brought to one scale, without parameters; what every method here starts from.
 
     Our choice. The states of CLIP's last block are large and lean to a common direction, in which
@@ -129,20 +129,20 @@ class ITuning(Method):
         self.xattn = nn.ModuleList(CrossAttention(c.n_embd, vit.width, width, heads)
                                    for _ in range(c.n_layer - config.first_layer))
 
-    def look(self, feats):
-        feats = one_scale(feats)
-        return [m.look(feats) for m in self.xattn]
+    def encode_image(self, feats):
+        feats = plain_layer_norm(feats)
+        return [m.project_kv(feats) for m in self.xattn]
 
-    def block(self, l, block, x, ctx, rows):
+    def block(self, l, block, x, ctx, state):
         i = l - self.config.first_layer
         if i < 0:
-            return block(x, rows.cache, l)  # nothing below is trained, so autograd keeps nothing of it
-        x = x + block.attn(block.ln_1(x), rows.cache, l)
+            return block(x, state.cache, l)  # nothing below is trained, so autograd keeps nothing of it
+        x = x + block.attn(block.ln_1(x), state.cache, l)
         if self.config.placement == "sequential":
-            x = x + self.config.scale * self.xattn[i](block.ln_2(x), ctx[i], self.watch, l)
+            x = x + self.config.scale * self.xattn[i](block.ln_2(x), ctx[i], self.record_attention, l)
             return x + block.mlp(block.ln_2(x))
         h = block.ln_2(x)
-        image = self.config.scale * self.xattn[i](h, ctx[i], self.watch, l)
+        image = self.config.scale * self.xattn[i](h, ctx[i], self.record_attention, l)
         return x + (block.mlp(h) + image)  # the difference from GPT-2 is this one term
 
 
@@ -214,12 +214,12 @@ class Vanilla(Method):
         self.insert = nn.ModuleList(Insert(c.n_embd, vit.width, heads, config.gate) for _ in range(c.n_layer))
         randomise(self.insert, 3 * c.n_layer)
 
-    def look(self, feats):
-        feats = one_scale(feats)
-        return [m.xattn.look(feats) for m in self.insert]
+    def encode_image(self, feats):
+        feats = plain_layer_norm(feats)
+        return [m.xattn.project_kv(feats) for m in self.insert]
 
-    def block(self, l, block, x, ctx, rows):
-        return self.insert[l](block, x, ctx[l], rows.cache, l, self.watch)
+    def block(self, l, block, x, ctx, state):
+        return self.insert[l](block, x, ctx[l], state.cache, l, self.record_attention)
 
 
 class VCGPT(Method):
@@ -279,21 +279,21 @@ class VCGPT(Method):
     def layers(self, gpt2):
         return len(gpt2.h) + self.config.n_fusion  # the text stream of the stack has a cache of its own
 
-    def look(self, feats):
+    def encode_image(self, feats):
         """The visual stream runs once per image -> keys and values of every fusion layer."""
-        u, ctx = self.proj(one_scale(feats)), []
+        u, ctx = self.proj(plain_layer_norm(feats)), []
         for visual, insert in zip(self.visual, self.insert):
             u = visual(u)  # (B, N, C)
-            ctx.append(insert.xattn.look(u))
+            ctx.append(insert.xattn.project_kv(u))
         return ctx
 
-    def head(self, gpt2, x, ctx, rows):
-        h = gpt2.ln_f(x)  # nothing below is trained, unless GPT-2 is: the backward pass ends here
+    def logits(self, lm, x, ctx, state):
+        h = lm.ln_f(x)  # nothing below is trained, unless GPT-2 is: the backward pass ends here
         for i, (block, insert) in enumerate(zip(self.text, self.insert)):
             # All positions, also those without a target: later tokens attend to them.
-            h = insert(block, h, ctx[i], rows.cache, len(gpt2.h) + i, self.watch)
-        logits = self.w_fuse(self.ln(picked(h, rows))).float()
-        return logits + gpt2.head(picked(x, rows)) if self.config.self_ensemble else logits
+            h = insert(block, h, ctx[i], state.cache, len(lm.h) + i, self.record_attention)
+        logits = self.w_fuse(self.ln(select(h, state))).float()
+        return logits + lm.head(select(x, state)) if self.config.self_ensemble else logits
 
 
 if __name__ == "__main__":  # shapes on random weights: what comes in, what is kept of an image, what goes out
@@ -303,7 +303,7 @@ if __name__ == "__main__":  # shapes on random weights: what comes in, what is k
     vit, gpt2 = CLIPViT(64, 16, 96, 2, 3, 32), GPT2(GPT2Config(n_layer=2, n_head=2, n_embd=64))
     for cls, config in ((ITuning, Config()), (Vanilla, Vanilla.Config()), (VCGPT, VCGPT.Config())):
         model = SeeGPT(vit, gpt2, cls(config, gpt2, vit))
-        feats = model.see(torch.randn(2, 3, 64, 64))
+        feats = model.image_features(torch.randn(2, 3, 64, 64))
         logits, _ = model(feats, torch.zeros(10, 7, dtype=torch.int64))
-        keys = model.method.look(feats)[0][0]
+        keys = model.method.encode_image(feats)[0][0]
         print(cls.__name__, "feats", tuple(feats.shape), "keys", tuple(keys.shape), "logits", tuple(logits.shape))

@@ -15,7 +15,7 @@
 
 [frozen], (a method's hook). A method is one nn.Module with these four hooks, most of them left at
 their default, which is plain GPT-2. model.py calls them; gpt2.py and clip_vit.py never hear of them.
-Rows i*k .. i*k + k-1 belong to image i; ctx stays per image and is never copied k times.
+TextState i*k .. i*k + k-1 belong to image i; ctx stays per image and is never copied k times.
 
 B images, R rows of text, T tokens, N image tokens, D ViT width, C GPT-2 width, L layers, V vocabulary
 
@@ -34,23 +34,23 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from clip_vit import Attention, CLIPViT
-from data.batches import padded
+from data.batches import pad
 from data.tasks import condition
 from gpt2 import GPT2, Cache, draw
 from lib.cli import UserError
-from lib.files import here
+from lib.files import repo_path
 from weights.reading import fingerprint, metadata, read
 from weights.safetensors import write
 
 
 @dataclass
-class Rows:
+class TextState:
     """Where these rows of text stand; given to a method's block and head."""
 
     cache: object = None  # gpt2.Cache with the keys and values read so far, or None
-    t: int = 0  # text tokens already in the cache; GPT-2's positions count text tokens only
-    cond: object = None  # (R,) length of each row's text condition (prompt or question), no padding; of captioners 1
-    pick: object = None  # flat positions in R * T whose logits are wanted; None: all
+    pos: int = 0  # text tokens already in the cache; GPT-2's positions count text tokens only
+    condition_len: object = None  # (R,) length of each row's text condition (prompt or question), no padding; of captioners 1
+    wanted: object = None  # flat positions in R * T whose logits are wanted; None: all
 
 
 class Method(nn.Module):
@@ -61,27 +61,27 @@ class Method(nn.Module):
 
     needs_image = True  # False: items without an image are read as text alone, look(None) and ctx None
     answers = ()  # the classes of a method that chooses an answer; empty: it writes, as GPT-2 does
-    watch = None  # set to a list: receives (layer, attention weights (R, nh, T, N)) on every pass
-    extra = 0  # prompt tokens that block puts in front of the text, at most: the cache leaves room
+    record_attention = None  # set to a list: receives (layer, attention weights (R, nh, T, N)) on every pass
+    n_prompt = 0  # prompt tokens that block puts in front of the text, at most: the cache leaves room
 
     def layers(self, gpt2):
         """How many layers the cache must have: more than GPT-2's own for a stack in head."""
         return len(gpt2.h)
 
-    def look(self, feats):
+    def encode_image(self, feats):
         """Once per image, feats (B, N, D): whatever the layers need later."""
         return feats
 
-    def block(self, l, block, x, ctx, rows):
-        """Layer l of the language model, x (R, T, C) -> (R, T, C). May lengthen x, only at rows.t = 0."""
-        return block(x, rows.cache, l)
+    def block(self, l, block, x, ctx, state):
+        """Layer l of the language model, x (R, T, C) -> (R, T, C). May lengthen x, only at state.pos = 0."""
+        return block(x, state.cache, l)
 
-    def head(self, gpt2, x, ctx, rows):
-        """The last states -> logits of text positions: (R, T, V), or (n, V) for n picked positions.
+    def logits(self, lm, x, ctx, state):
+        """The last states -> logits of text positions: (R, T, V), or (n, V) for n wanted positions.
 
         A method that lengthened x cuts its own tokens off first.
         """
-        return gpt2.head(picked(x, rows))
+        return lm.head(select(x, state))
 
     def loss(self, logits, targets):
         """Mean cross-entropy in nats; targets of -1 do not count. Of a method with answers: float
@@ -89,9 +89,9 @@ class Method(nn.Module):
         return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=-1)
 
 
-def picked(x, rows):
-    """x (R, T, C) at the positions in rows.pick only (n, C): no logits are made for the others."""
-    return x if rows.pick is None else x.flatten(0, 1)[rows.pick]
+def select(x, state):
+    """x (R, T, C) at the positions in state.wanted only (n, C): no logits are made for the others."""
+    return x if state.wanted is None else x.flatten(0, 1)[state.wanted]
 
 
 # Where the built-in methods are: module and class. The config dataclass is the class's own `Config`, else the module's.
@@ -135,7 +135,7 @@ class SeeGPT(nn.Module):
 
     def __init__(self, vit, gpt2, method, train_lm=False, train_vision=False):
         super().__init__()
-        self.vit, self.gpt2, self.method = vit, gpt2, method
+        self.vit, self.lm, self.method = vit, gpt2, method
         self.frozen = [m for m, on in ((vit, train_vision), (gpt2, train_lm)) if not on]
         vit.requires_grad_(train_vision)
         gpt2.requires_grad_(train_lm)
@@ -143,7 +143,7 @@ class SeeGPT(nn.Module):
             vit.ln_post.requires_grad_(False)
             if vit.proj is not None:
                 vit.proj.requires_grad_(False)
-        self.origin = {}  # how it was made; filled by train.py, stored in every checkpoint
+        self.run_info = {}  # how it was made; filled by train.py, stored in every checkpoint
 
     def train(self, mode=True):
         """Frozen parts stay in eval mode, whatever the rest does."""
@@ -156,7 +156,7 @@ class SeeGPT(nn.Module):
         """{full name: parameter} of everything that learns, and so of all that a checkpoint holds."""
         return {n: p for n, p in self.named_parameters() if p.requires_grad}
 
-    def hold(self, dtype):
+    def cast_frozen(self, dtype):
         """Holds the matrices of the frozen layers in dtype ("bfloat16" or torch.bfloat16); returns self.
 
         For use under torch.autocast with that dtype, which otherwise rounds the same matrices again
@@ -171,7 +171,7 @@ class SeeGPT(nn.Module):
                         p.data = p.data.to(dtype)
         return self
 
-    def see(self, images):
+    def image_features(self, images):
         """Images (B, 3, H, W) -> feats (B, N, D). Feats computed before pass through, and so does None."""
         if images is None or images.dim() == 3:
             return images
@@ -190,19 +190,19 @@ class SeeGPT(nn.Module):
         pick, all_logits = None, all_logits or bool(self.method.answers)
         if targets is not None and not all_logits:
             pick = (targets.flatten() != -1).nonzero().squeeze(1)
-        ctx = self.method.look(self.see(images))
-        logits = self.read(idx, ctx, Rows(cond=cond, pick=pick))
+        ctx = self.method.encode_image(self.image_features(images))
+        logits = self.forward_text(idx, ctx, TextState(condition_len=cond, wanted=pick))
         if targets is None:
             return logits, None
         loss = self.method.loss(logits, targets if pick is None else targets.flatten()[pick])
         return (logits if all_logits else None), loss
 
-    def read(self, idx, ctx, rows):
+    def forward_text(self, idx, ctx, state):
         """The rows of text, new tokens only if there is a cache, -> logits as the method's head makes them."""
-        x = self.gpt2.embed(idx, rows.t)
-        for l, block in enumerate(self.gpt2.h):
-            x = self.method.block(l, block, x, ctx, rows)
-        return self.method.head(self.gpt2, x, ctx, rows)
+        x = self.lm.embed(idx, state.pos)
+        for l, block in enumerate(self.lm.h):
+            x = self.method.block(l, block, x, ctx, state)
+        return self.method.logits(self.lm, x, ctx, state)
 
     # ------------------------------------------------------------------------ generation
 
@@ -215,7 +215,7 @@ class SeeGPT(nn.Module):
         Prompts of unequal length run in groups of equal length, because GPT-2 here has no padding
         mask. with_ids: (caption, its token ids) per image.
         """
-        enc, feats = self.gpt2.tokenizer, self.see(images)
+        enc, feats = self.lm.tokenizer, self.image_features(images)
         prompts = [prompt] * len(feats) if isinstance(prompt, str) else prompt
         texts = [None] * len(prompts)
         for group, idx in self.by_length(prompts):
@@ -235,50 +235,50 @@ class SeeGPT(nn.Module):
         For methods that choose among answers. UserError for one that writes: ask it with generate. A
         model trained on hypotheses takes these as questions.
         """
-        return self.choose(images, [condition({self.origin.get("task", "question"): q}) for q in questions], top)
+        return self.choose(images, [condition({self.run_info.get("task", "question"): q}) for q in questions], top)
 
     @torch.no_grad()
     def choose(self, images, prompts, top=1):
         """As answer, of conditions as they are."""
         if not self.method.answers:
             raise UserError("this model writes its answers, so they have no probabilities: generate(images, prompt)")
-        idx, cond = padded(prompts, self.gpt2.tokenizer, self.gpt2.wte.weight.device)
-        p = self.method.probabilities(self.read(idx, self.method.look(self.see(images)), Rows(cond=cond)))
+        idx, cond = pad(prompts, self.lm.tokenizer, self.lm.wte.weight.device)
+        p = self.method.probabilities(self.forward_text(idx, self.method.encode_image(self.image_features(images)), TextState(condition_len=cond)))
         best, which = p.topk(min(top, p.shape[1]))
         return [[(self.method.answers[a], value) for value, a in zip(*row)] for row in zip(best.tolist(), which.tolist())]
 
     def by_length(self, prompts):
         """Groups of prompts of equal length: (their numbers, ids (n, T) that begin with end-of-text)."""
-        enc = self.gpt2.tokenizer
+        enc = self.lm.tokenizer
         ids = [[enc.eot_token, *enc.encode_ordinary(p)] for p in prompts]
         for length in sorted({len(i) for i in ids}):
             group = [i for i in range(len(ids)) if len(ids[i]) == length]
-            yield group, torch.tensor([ids[i] for i in group], device=self.gpt2.wte.weight.device)
+            yield group, torch.tensor([ids[i] for i in group], device=self.lm.wte.weight.device)
 
-    def asked(self, cond):
+    def condition_lengths(self, cond):
         """Lengths (R,) of what is given of each text -> of its condition: for who learnt captions, as in training, that is
         the first token alone, whatever the prompt."""
-        return torch.ones_like(cond) if self.origin.get("task") == "captions" else cond
+        return torch.ones_like(cond) if self.run_info.get("task") == "captions" else cond
 
     def start(self, images, idx, max_new_tokens):
         """Reads the prompts (B, T) -> ctx, cache, cond (B,), and logits (B, V) for the first new token."""
         B, T = idx.shape
         if self.method.answers:
             raise UserError("this model chooses among answers, so it writes no text: ask it questions")
-        if T + max_new_tokens > self.gpt2.config.n_positions:
+        if T + max_new_tokens > self.lm.config.n_positions:
             raise UserError(f"prompt and caption need {T + max_new_tokens} positions, this GPT-2 has "
-                            f"{self.gpt2.config.n_positions}: ask for fewer new tokens")
-        ctx = self.method.look(self.see(images))
-        cache = Cache(self.method.layers(self.gpt2), T + max_new_tokens + self.method.extra)
-        cond = self.asked(torch.full((B,), T, device=idx.device))
+                            f"{self.lm.config.n_positions}: ask for fewer new tokens")
+        ctx = self.method.encode_image(self.image_features(images))
+        cache = Cache(self.method.layers(self.lm), T + max_new_tokens + self.method.n_prompt)
+        cond = self.condition_lengths(torch.full((B,), T, device=idx.device))
         last = torch.arange(1, B + 1, device=idx.device) * T - 1
-        return ctx, cache, cond, self.read(idx, ctx, Rows(cache, 0, cond, last))
+        return ctx, cache, cond, self.forward_text(idx, ctx, TextState(cache, 0, cond, last))
 
     @torch.no_grad()
     def sample(self, images, idx, max_new_tokens=30, temperature=1.0, top_k=0, top_p=1.0):
         """Texts drawn at random (gpt2.draw) from ids (B, T), one row an image -> new ids (list per image)."""
         B, T = idx.shape
-        eot = self.gpt2.config.vocab_size - 1
+        eot = self.lm.config.vocab_size - 1
         ctx, cache, cond, logits = self.start(images, idx, max_new_tokens)
         out, done = [[] for _ in range(B)], torch.zeros(B, dtype=torch.bool, device=idx.device)
         for step in range(max_new_tokens):
@@ -288,8 +288,8 @@ class SeeGPT(nn.Module):
             done |= new == eot
             if done.all() or step == max_new_tokens - 1:
                 return out
-            rows = Rows(cache, T + step, cond, torch.arange(B, device=idx.device))
-            logits = self.read(new[:, None], ctx, rows)
+            state = TextState(cache, T + step, cond, torch.arange(B, device=idx.device))
+            logits = self.forward_text(new[:, None], ctx, state)
 
     @torch.no_grad()
     def beam(self, images, idx, beam=5, max_new_tokens=30, length_penalty=0.0, early_stopping=False):
@@ -303,7 +303,7 @@ class SeeGPT(nn.Module):
         and scores as transformers' beam search.
         """
         B, T = idx.shape
-        eot = self.gpt2.config.vocab_size - 1
+        eot = self.lm.config.vocab_size - 1
         ctx, cache, cond, logits = self.start(images, idx, max_new_tokens)  # logits (B, V)
         cache.repeat(beam)
         cond = cond.repeat_interleave(beam)
@@ -342,8 +342,8 @@ class SeeGPT(nn.Module):
                 break
             cache.reorder(parents)
             new = torch.tensor(tokens, device=idx.device)[:, None]
-            rows = Rows(cache, T + step, cond, torch.arange(B * beam, device=idx.device))
-            logits = self.read(new, ctx, rows)  # (B * beam, V)
+            state = TextState(cache, T + step, cond, torch.arange(B * beam, device=idx.device))
+            logits = self.forward_text(new, ctx, state)  # (B * beam, V)
         return [d[0][1] for d in done], torch.tensor([d[0][0] for d in done])
 
     # ------------------------------------------------------------------------ checkpoints
@@ -351,7 +351,7 @@ class SeeGPT(nn.Module):
     def save(self, path, **notes):
         """Writes every trained parameter and nothing else; notes and origin go into the metadata."""
         tensors = {n: p.detach().cpu().contiguous() for n, p in self.trained().items()}
-        write(Path(path), tensors, {"format": "pt", "seegpt": json.dumps({**self.origin, **notes})})
+        write(Path(path), tensors, {"format": "pt", "seegpt": json.dumps({**self.run_info, **notes})})
 
     @classmethod
     def load(cls, path, device="cpu", gpt2=None, clip=None):
@@ -360,9 +360,9 @@ class SeeGPT(nn.Module):
         The frozen models are loaded by the names they had in training, or from gpt2 and clip, and
         refused where their hash differs: an adapter means nothing on top of other weights.
         """
-        path, origin = checkpoint_file(path), origin_of(path)
-        vit = CLIPViT.from_pretrained(clip or here(origin["clip"]["name"]))
-        lm = GPT2.from_pretrained(gpt2 or here(origin["gpt2"]["name"]))
+        path, origin = checkpoint_file(path), read_run_info(path)
+        vit = CLIPViT.from_pretrained(clip or repo_path(origin["clip"]["name"]))
+        lm = GPT2.from_pretrained(gpt2 or repo_path(origin["gpt2"]["name"]))
         tensors = read(path)
         kept = {"gpt2": lm if not origin["train_lm"] else None, "clip": vit if not origin["train_vision"] else None}
         for name, model in kept.items():
@@ -371,7 +371,7 @@ class SeeGPT(nn.Module):
                                 f"now; give those it was trained on with --{name} PATH")
         method, config = find_method(origin["method"])
         model = cls(vit, lm, method(config(**origin["config"]), lm, vit), origin["train_lm"], origin["train_vision"])
-        model.origin = origin
+        model.run_info = origin
         model.restore(tensors, path)
         return model.to(device).eval()
 
@@ -390,7 +390,7 @@ class SeeGPT(nn.Module):
 # ---------------------------------------------------------------------------- what is asked
 
 
-def need_room(gpt2, texts, more):
+def check_context(gpt2, texts, more):
     """UserError for a text that leaves less than so many positions: at the start, not when its turn comes."""
     for text in texts:
         if 1 + len(text.encode()) + more <= gpt2.config.n_positions:  # a token is a byte at least
@@ -413,7 +413,7 @@ def checkpoint_file(path):
                     "train.py writes one to out/NAME")
 
 
-def origin_of(path):
+def read_run_info(path):
     """How a checkpoint was made: method, config, names and hashes of the frozen files (see train.py)."""
     path = checkpoint_file(path)
     note = metadata(path).get("seegpt")

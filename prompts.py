@@ -50,9 +50,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from clip_vit import Transformer, preprocess
-from ituning import CrossAttention, one_scale
+from ituning import CrossAttention, plain_layer_norm
 from lib.cli import UserError, opt
-from model import Method, Rows, picked
+from model import Method, TextState, select
 
 
 class MLPMapper(nn.Module):
@@ -122,20 +122,20 @@ class Prefix(Method):
             raise UserError(f"--heads {config.heads}: GPT-2's width {C} is not a multiple of it")
         if config.mapper == "mlp" and config.tokens == "all":
             raise UserError("--mapper mlp reads the class token alone; --tokens all needs --mapper transformer")
-        self.extra = P
+        self.n_prompt = P
         self.mapper = (MLPMapper(D, C, P) if config.mapper == "mlp" else
                        TransformerMapper(D, C, P, config.mapper_layers, config.heads, config.tokens))
 
-    def look(self, feats):
-        return self.mapper(one_scale(feats))
+    def encode_image(self, feats):
+        return self.mapper(plain_layer_norm(feats))
 
-    def block(self, l, block, x, ctx, rows):
-        if l == 0 and rows.t == 0:  # later, the cache remembers the prefix
+    def block(self, l, block, x, ctx, state):
+        if l == 0 and state.pos == 0:  # later, the cache remembers the prefix
             x = torch.cat([ctx.repeat_interleave(len(x) // len(ctx), 0), x], 1)  # (R, P + T, C)
-        return block(x, rows.cache, l)
+        return block(x, state.cache, l)
 
-    def head(self, gpt2, x, ctx, rows):
-        return gpt2.head(picked(x[:, self.extra:] if rows.t == 0 else x, rows))
+    def logits(self, lm, x, ctx, state):
+        return lm.head(select(x[:, self.n_prompt:] if state.pos == 0 else x, state))
 
 
 # ---------------------------------------------------------------------------- DVP
@@ -209,7 +209,7 @@ class DVP(Method):
         self.config, self.K = config, K
         self.answers = tuple(config.answers) if config.readout == "head" else ()
         tokens = {"one": 1, "all": 1 + (vit.image_size // vit.patch) ** 2, "none": 0}
-        self.extra = tokens[config.visual]
+        self.n_prompt = tokens[config.visual]
         if config.visual == "one":
             self.xattn = nn.ModuleList(CrossAttention(C, vit.width, width, heads) for _ in range(L if K < 0 else 1))
             for m in self.xattn:
@@ -227,39 +227,39 @@ class DVP(Method):
                 nn.init.zeros_(m.bias)
         self.requires_grad_(True)  # the copies of frozen norms, too
 
-    def look(self, feats):
+    def encode_image(self, feats):
         if feats is None or self.config.visual == "none":
             return None
-        feats = one_scale(feats)
-        return self.map(feats) if self.config.visual == "all" else self.at().look(feats)
+        feats = plain_layer_norm(feats)
+        return self.map(feats) if self.config.visual == "all" else self.at().project_kv(feats)
 
     def at(self):
         """The cross-attention in use."""
         return self.xattn[self.K if self.config.insert_layer < 0 else 0]
 
-    def last(self, x, rows):
+    def last(self, x, state):
         """The states (R, 1, C) of the last condition token in x (R, T, C)."""
-        cond = x.new_ones(len(x), dtype=torch.int64) if rows.cond is None else rows.cond
+        cond = x.new_ones(len(x), dtype=torch.int64) if state.condition_len is None else state.condition_len
         return x[torch.arange(len(x), device=x.device), cond - 1][:, None]
 
-    def block(self, l, block, x, ctx, rows):
-        if l == self.K and rows.t == 0 and ctx is not None:
+    def block(self, l, block, x, ctx, state):
+        if l == self.K and state.pos == 0 and ctx is not None:
             if self.config.visual == "all":
                 prompt = ctx.repeat_interleave(len(x) // len(ctx), 0)
             else:
-                prompt = self.at()(self.last(x, rows), ctx, self.watch, l)
+                prompt = self.at()(self.last(x, state), ctx, self.record_attention, l)
             x = torch.cat([prompt, x], 1)  # (R, extra + T, C)
         if self.adapted is None:
-            return block(x, rows.cache, l)
-        return self.adapted[l](block, x, rows.cache, l)
+            return block(x, state.cache, l)
+        return self.adapted[l](block, x, state.cache, l)
 
-    def head(self, gpt2, x, ctx, rows):
-        if rows.t == 0 and ctx is not None:
-            x = x[:, self.extra:]
-        norm = self.ln_f or gpt2.ln_f
+    def logits(self, lm, x, ctx, state):
+        if state.pos == 0 and ctx is not None:
+            x = x[:, self.n_prompt:]
+        norm = self.ln_f or lm.ln_f
         if self.answers:
-            return self.classify(norm(self.last(x, rows)[:, 0])).float()
-        return F.linear(norm(picked(x, rows)), gpt2.wte.weight).float()
+            return self.classify(norm(self.last(x, state)[:, 0])).float()
+        return F.linear(norm(select(x, state)), lm.wte.weight).float()
 
     def loss(self, logits, targets):
         if not self.answers:
@@ -363,14 +363,14 @@ def blank(phrase, template=TEMPLATES[0]):
 
 
 @torch.no_grad()
-def see_whole(model, pictures, batch=64):
+def whole_image_features(model, pictures, batch=64):
     """PIL images -> feats (n, N, D), without gradient. All of a picture is squeezed into the square: no region is cut off.
 
     pictures may be a generator: then only one is held in its full size at a time.
     """
     squeezed, found = (preprocess(p, model.vit.image_size, crop=False) for p in pictures), []
     while part := list(itertools.islice(squeezed, batch)):
-        found.append(model.see(torch.stack(part).to(model.gpt2.wte.weight.device)))
+        found.append(model.image_features(torch.stack(part).to(model.lm.wte.weight.device)))
     return torch.cat(found)
 
 
@@ -380,17 +380,17 @@ def fill_in(model, images, prompts, words):
 
     A word of several tokens has the sum of their log-probabilities.
     """
-    enc, feats = model.gpt2.tokenizer, model.see(images)
+    enc, feats = model.lm.tokenizer, model.image_features(images)
     pieces = [enc.encode_ordinary(f" {word}") for word in words]  # pitfall: "red" without the space is another token
     found = feats.new_zeros(len(prompts), len(words))
     for group, idx in model.by_length(prompts):
         n, T = idx.shape
-        ctx, cond = model.method.look(feats[group]), model.asked(torch.full((n,), T, device=idx.device))
+        ctx, cond = model.method.encode_image(feats[group]), model.condition_lengths(torch.full((n,), T, device=idx.device))
         for depth in range(max(map(len, pieces))):
             for start in {tuple(p[:depth]) for p in pieces if len(p) > depth}:
                 ids = torch.cat([idx, idx.new_tensor(start).expand(n, -1)], 1)
                 last = torch.arange(1, n + 1, device=idx.device) * ids.shape[1] - 1
-                logp = model.read(ids, ctx, Rows(cond=cond, pick=last)).log_softmax(-1)  # (n, V)
+                logp = model.forward_text(ids, ctx, TextState(condition_len=cond, wanted=last)).log_softmax(-1)  # (n, V)
                 for w, piece in enumerate(pieces):
                     if tuple(piece[:depth]) == start and len(piece) > depth:
                         found[group, w] += logp[:, piece[depth]]
@@ -404,6 +404,6 @@ if __name__ == "__main__":  # shapes on random weights: what comes in, what stan
     vit, gpt2 = CLIPViT(64, 16, 96, 2, 3, 32), GPT2(GPT2Config(n_layer=2, n_head=2, n_embd=64))
     for cls in (Prefix, DVP):
         model = SeeGPT(vit, gpt2, cls(cls.Config(), gpt2, vit))
-        feats = model.see(torch.randn(2, 3, 64, 64))
+        feats = model.image_features(torch.randn(2, 3, 64, 64))
         logits, _ = model(feats, torch.zeros(10, 7, dtype=torch.int64))
-        print(cls.__name__, "feats", tuple(feats.shape), "tokens in front", model.method.extra, "logits", tuple(logits.shape))
+        print(cls.__name__, "feats", tuple(feats.shape), "tokens in front", model.method.n_prompt, "logits", tuple(logits.shape))

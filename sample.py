@@ -46,7 +46,7 @@ from lib.files import progress, read_json, replacing
 from lib.pictures import fit, heat, open_image, sheet
 from lib.runs import newest_run
 from model import SeeGPT
-from prompts import PAINTS, blank, fill_in, paint, see_whole
+from prompts import PAINTS, blank, fill_in, paint, whole_image_features
 
 # What counts as an image file in a folder.
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -115,13 +115,13 @@ def words(enc, ids):
 def watched(model, feats, ids, cond):
     """What the method attends to while it reads ids (list) of one image, feats (1, N, D), the first cond of them given:
     [attention (nh, T, N)], one a layer, in the order of the layers."""
-    model.method.watch = []
+    model.method.record_attention = []
     try:
-        cond = model.asked(torch.tensor([cond], device=feats.device))
-        model(feats, torch.tensor([ids], device=feats.device), cond=cond)
-        return [att[0].float().cpu() for _, att in model.method.watch]
+        cond = model.condition_lengths(torch.tensor([cond], device=feats.device))
+        model(feats, torch.tensor([ids], device=feats.device), condition_len=cond)
+        return [att[0].float().cpu() for _, att in model.method.record_attention]
     finally:
-        model.method.watch = None
+        model.method.record_attention = None
 
 
 def on_picture(att):
@@ -138,7 +138,7 @@ def look(model, feats, start, ids):
     T = len(start) + len(ids)
     seen = watched(model, feats, start + ids, len(start))
     if not seen or any(att.shape[1] < T for att in seen):  # DVP looks once, before all words
-        raise UserError(f"--attn: {model.origin.get('method', 'this method')} does not attend to "
+        raise UserError(f"--attn: {model.run_info.get('method', 'this method')} does not attend to "
                         "the image word by word, so there is nothing to show; ituning, vanilla and vcgpt do")
     # Mean over heads, then over layers. A method's own prompt tokens stand in front of the text.
     att = torch.stack([att.mean(0)[-T:] for att in seen]).mean(0)  # (T, N)
@@ -159,8 +159,8 @@ def picture(x):
 
 def block_of_answer(model, x, feats, name, question, answers):
     """As block, of a question: the picture, and one heat map of where DVP's prompt looked."""
-    image, enc = picture(x), model.gpt2.tokenizer
-    ids = [enc.eot_token, *enc.encode_ordinary(condition({model.origin.get("task", "question"): question}))]
+    image, enc = picture(x), model.lm.tokenizer
+    ids = [enc.eot_token, *enc.encode_ordinary(condition({model.run_info.get("task", "question"): question}))]
     seen = watched(model, feats, ids, len(ids))
     if not seen:
         raise UserError("--attn: this model has no single prompt that looks at the image, so there is nothing to show")
@@ -175,7 +175,7 @@ def block_of_answer(model, x, feats, name, question, answers):
 def block(model, x, feats, name, caption, ids, config):
     """One image's part of the sheet for pictures.sheet: the picture, then a heat map for every word."""
     image = picture(x)
-    enc = model.gpt2.tokenizer
+    enc = model.lm.tokenizer
     maps = look(model, feats, [enc.eot_token, *enc.encode_ordinary(config.prompt)], ids)
     found = [(word, maps[places].mean(0)) for word, places in words(enc, ids)]
     # One scale, from 0 up, for all words of a caption: an "a" that hardly looks anywhere stays dim.
@@ -223,7 +223,7 @@ def point(model, name, config):
         if x >= image.width or y >= image.height or x + w <= 0 or y + h <= 0:
             raise UserError(f"{config.boxes}: {[x, y, w, h]} lies outside {name}, which has {image.width} x {image.height} "
                             "pixels")
-    feats = see_whole(model, (paint(image, [(box, PAINTS["red"])]) for box in boxes), config.batch)
+    feats = whole_image_features(model, (paint(image, [(box, PAINTS["red"])]) for box in boxes), config.batch)
     scores = fill_in(model, feats, [blank(config.ground)] * len(boxes), ["red"])[:, 0].tolist()
     order = sorted(range(len(boxes)), key=lambda i: -scores[i])
     return image, [(boxes[i], scores[i]) for i in order]
@@ -299,14 +299,14 @@ def main(config):
         say(f"checkpoint: {ckpt}, the newest run (--ckpt for another)")
     dtype = getattr(torch, config.dtype)
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-    model = SeeGPT.load(ckpt, device, config.gpt2 or None, config.clip or None).hold(dtype)
+    model = SeeGPT.load(ckpt, device, config.gpt2 or None, config.clip or None).cast_frozen(dtype)
     torch.manual_seed(config.seed)
-    chooses, task = bool(model.method.answers), model.origin.get("task", "captions")
+    chooses, task = bool(model.method.answers), model.run_info.get("task", "captions")
     if chooses and config.ground:
         raise UserError(f"{ckpt} chooses among answers; --ground needs a model that writes")
     if chooses and not config.question:
         raise UserError(f'{ckpt} answers questions: ask one, --question "..."')
-    if model.origin.get("dataset", "").split("/")[0] == "shapes":
+    if model.run_info.get("dataset", "").split("/")[0] == "shapes":
         say("note: trained on drawings of coloured shapes, so it sees a photo as shapes, too")
     if config.ground:
         with autocast:
@@ -321,7 +321,7 @@ def main(config):
     for i in range(0, len(files), config.batch):
         names, images, bad = load_images(files[i:i + config.batch], model.vit.image_size)
         with autocast:
-            feats = model.see(torch.stack(images).to(device)) if images else None
+            feats = model.image_features(torch.stack(images).to(device)) if images else None
             if images and chooses:
                 found = model.answer(feats, [config.question] * len(images), config.top)
             else:

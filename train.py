@@ -27,20 +27,20 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader
 
 from clip_vit import CLIPViT
-from data.batches import Batches, scored
+from data.batches import Batches, count_targets
 from data.common import find_dataset, load_split
 from data.features import cached_features
 from data.shapes import prepare
 from data.shapes.exact import report_exact
-from data.tasks import answers_of, entries_of, task_of
+from data.tasks import answer_vocabulary, group_by_image, task_of
 from gpt2 import GPT2
 from lib import pictures
 from lib.cli import UserError, opt, parse, run
-from lib.devices import World, moved, peak_memory, pick_device, pick_dtype
-from lib.files import here, replacing
-from lib.optim import groups_of, schedule
-from lib.runs import Stop, clock, folder_for, ignore_ctrl_c, load_resume, open_log, save_resume
-from model import SeeGPT, checkpoint_file, find_method, need_room, origin_of
+from lib.devices import peak_memory, pick_device, pick_dtype, Processes, to_device
+from lib.files import repo_path, replacing
+from lib.optim import parameter_groups, schedule
+from lib.runs import Stop, clock, run_folder, ignore_ctrl_c, load_resume, open_log, save_resume
+from model import check_context, checkpoint_file, find_method, read_run_info, SeeGPT
 from prompts import Bandit, reward, soft_accuracy
 from weights.reading import fingerprint, read
 
@@ -134,8 +134,8 @@ def make_optimizer(model, config, device):
     """AdamW; the tuned backbones have a peak learning rate of their own."""
     own = {name: p for name, p in model.trained().items() if name.startswith("method.")}
     others = [p for name, p in model.trained().items() if name not in own]
-    return torch.optim.AdamW(groups_of(own.values(), config.lr, config.weight_decay)
-                             + groups_of(others, config.backbone_lr, config.weight_decay),
+    return torch.optim.AdamW(parameter_groups(own.values(), config.lr, config.weight_decay)
+                             + parameter_groups(others, config.backbone_lr, config.weight_decay),
                              betas=(0.9, config.beta2), fused=device.type == "cuda")
 
 
@@ -151,11 +151,11 @@ def validate(model, batches, config, device, autocast):
     total, seen, n = 0, 0, len(batches.entries)
     for part in np.array_split(np.arange(n), -(-n // max(2, config.batch))):
         for batch in batches.micro([(int(j), np.random.default_rng((0, int(j)))) for j in part]):
-            images, idx, targets, cond = moved(batch, device)
-            count = int(scored(targets))
+            images, idx, targets, cond = to_device(batch, device)
+            count = int(count_targets(targets))
             total += count
             with torch.no_grad(), autocast:
-                feats = model.see(images)
+                feats = model.image_features(images)
                 logits, loss = model(feats, idx, targets, cond)
             sums["val_loss"] += loss.item() * count
             if feats is not None:  # a question without an image is as blind as ever
@@ -170,7 +170,7 @@ def validate(model, batches, config, device, autocast):
 
 def start_table(model):
     """Which part has how many parameters, and how many of them learn."""
-    parts = {"image transformer": model.vit, "language model": model.gpt2, "method": model.method}
+    parts = {"image transformer": model.vit, "language model": model.lm, "method": model.method}
     for name, module in parts.items():
         total = sum(p.numel() for p in module.parameters())
         learn = sum(p.numel() for p in module.parameters() if p.requires_grad)
@@ -182,14 +182,14 @@ def start_table(model):
 
 def begin_with(model, path):
     """Puts what another run trained into the model. UserError if that was on other frozen weights."""
-    origin = origin_of(path)
+    origin = read_run_info(path)
     for name in ("gpt2", "clip"):
-        if origin[name]["sha256"] != model.origin[name]["sha256"]:
+        if origin[name]["sha256"] != model.run_info[name]["sha256"]:
             raise UserError(f"--init_from {path} was trained on other {name} weights ({origin[name]['name']}); "
                             f"give those with --{name}")
-    if origin["method"] != model.origin["method"]:
-        raise UserError(f"--init_from {path} was trained with method {origin['method']}, this is {model.origin['method']}")
-    before, now = origin["config"], model.origin["config"]
+    if origin["method"] != model.run_info["method"]:
+        raise UserError(f"--init_from {path} was trained with method {origin['method']}, this is {model.run_info['method']}")
+    before, now = origin["config"], model.run_info["config"]
     if other := [k for k in now if before.get(k) != now[k]]:
         raise UserError(f"--init_from {path} was trained with other settings: "
                         + ", ".join(f"{k} {str(before.get(k))[:40]}, here {str(now[k])[:40]}" for k in other))
@@ -228,7 +228,7 @@ def find_layer(model, data, config, method_config, out, device, autocast, scaler
     paper: a constant learning rate, no weight is inherited. differs: theirs is a fifth of the final one, ours
     is --lr; without dropout equal layers score alike, so each of the drawn ones runs once.
     """
-    bandit, method = Bandit(len(model.gpt2.h)), model.method
+    bandit, method = Bandit(len(model.lm.h)), model.method
     dice, history, first = torch.Generator().manual_seed(config.seed), {}, 0
     optimizer = make_optimizer(model, config, device)
     n = len(data.entries)
@@ -257,11 +257,11 @@ def find_layer(model, data, config, method_config, out, device, autocast, scaler
         if isinstance(batch, str):
             raise UserError(batch)
         method.K = int(torch.randint(len(bandit.alpha), (), generator=dice))
-        total, lost = sum(int(scored(targets)) for _, _, targets, _ in batch), 0.0
+        total, lost = sum(int(count_targets(targets)) for _, _, targets, _ in batch), 0.0
         for micro in batch:
-            images, idx, targets, cond = moved(micro, device)
+            images, idx, targets, cond = to_device(micro, device)
             with autocast:
-                loss = model(images, idx, targets, cond)[1] * scored(targets) / total
+                loss = model(images, idx, targets, cond)[1] * count_targets(targets) / total
             scaler.scale(loss).backward()
             lost += loss.item()
         scaler.unscale_(optimizer)
@@ -276,10 +276,10 @@ def find_layer(model, data, config, method_config, out, device, autocast, scaler
         if isinstance(held, str):
             raise UserError(held)
         with torch.no_grad(), autocast:
-            held = [moved(micro, device) for micro in held]
-            held = [(model.see(images), *texts) for images, *texts in held]  # once for all layers
+            held = [to_device(micro, device) for micro in held]
+            held = [(model.image_features(images), *texts) for images, *texts in held]  # once for all layers
             for method.K in layers.unique().tolist():  # the layer where the prompt comes in now
-                sums = [(reward(method, *model(feats, idx, targets, cond), targets), int(scored(targets)))
+                sums = [(reward(method, *model(feats, idx, targets, cond), targets), int(count_targets(targets)))
                         for feats, idx, targets, cond in held]
                 earned[method.K] = sum(r * n for r, n in sums) / sum(n for _, n in sums)
         model.train()
@@ -322,7 +322,7 @@ def main(config, method_config, resume=None):
     # ---- setup
     check(config, method_config, resume)
     began = time.time()
-    world = World()
+    world = Processes()
     device = pick_device(config.device)
     if device.type == "cuda" and world.size > 1:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -357,7 +357,7 @@ def main(config, method_config, resume=None):
     if head and any("choices" in item for item in items["train"]):
         raise UserError("--readout head cannot choose letters with explanations: the answers to questions with choices are "
                         "written")
-    task, entries = task_of(items["train"][0]), {split: entries_of(items[split]) for split in items}
+    task, entries = task_of(items["train"][0]), {split: group_by_image(items[split]) for split in items}
     del items  # hundreds of thousands of questions take a gigabyte
     cls, _ = find_method(config.method)
     for split in entries:
@@ -370,7 +370,7 @@ def main(config, method_config, resume=None):
         entries["val"] = entries["val"][::-(-len(entries["val"]) // config.eval_images)]
     entries["val"] = entries["val"][:config.eval_images]
     if head:
-        method_config.answers = method_config.answers or answers_of(folder, entries["train"])
+        method_config.answers = method_config.answers or answer_vocabulary(folder, entries["train"])
         known = set(method_config.answers)
         if len(known) > 1 and not any(known & set(answers) for entry in entries["train"] for _, answers in entry["texts"]):
             raise UserError(f"none of the answers in {folder}/train.jsonl is among the {len(known):,} to choose from")
@@ -378,11 +378,11 @@ def main(config, method_config, resume=None):
     # ---- model
     if not world.main:  # the main process goes first: what has to be downloaded is downloaded once
         world.sum([0], device)
-    vit, gpt2 = CLIPViT.from_pretrained(here(config.clip)), GPT2.from_pretrained(here(config.gpt2))
+    vit, gpt2 = CLIPViT.from_pretrained(repo_path(config.clip)), GPT2.from_pretrained(repo_path(config.gpt2))
     gpt2.tokenizer  # asked for now: a missing tokenizer should not end a run later
     if world.main:
         world.sum([0], device)
-    need_room(gpt2, (asked for split in entries for entry in entries[split] for asked, _ in entry["texts"]),
+    check_context(gpt2, (asked for split in entries for entry in entries[split] for asked, _ in entry["texts"]),
               0 if head else config.max_tokens)
     hashes = {"gpt2": fingerprint(gpt2), "clip": fingerprint(vit)}
     vit, gpt2, feats = vit.to(device), gpt2.to(device), {}
@@ -400,13 +400,13 @@ def main(config, method_config, resume=None):
         torch.manual_seed(config.seed)
         method = cls(method_config, gpt2, vit)
         model = SeeGPT(vit, gpt2, method, config.train_lm, config.train_vision).to(device).train()
-        model.origin = {"method": config.method, "config": asdict(method_config), "dataset": config.dataset,
+        model.run_info = {"method": config.method, "config": asdict(method_config), "dataset": config.dataset,
                         "task": task, "train_lm": config.train_lm, "train_vision": config.train_vision,
                         **{name: {"name": getattr(config, name), "sha256": hashes[name]} for name in hashes},
                         "train": asdict(config)}
         if config.init_from and not resume:
             begin_with(model, config.init_from)
-        return model.hold(dtype) if dtype != torch.float32 else model
+        return model.cast_frozen(dtype) if dtype != torch.float32 else model
 
     data = {split: Batches(entries[split], gpt2.tokenizer, config, vit.image_size, feats.get(split),
                            world if split == "train" else None, getattr(method_config, "answers", ()),
@@ -463,13 +463,13 @@ def main(config, method_config, resume=None):
 
         # one optimiser step: sum over micro-batches of (mean loss * tokens) / all tokens of all processes
         schedule(optimizer, step, config.warmup, steps)
-        tokens = sum(int(scored(targets)) for _, _, targets, _ in batch)
+        tokens = sum(int(count_targets(targets)) for _, _, targets, _ in batch)
         total, stopping = world.sum([tokens, float(stop.asked)], device)
         for micro in batch:
-            images, idx, targets, cond = moved(micro, device)
+            images, idx, targets, cond = to_device(micro, device)
             with autocast:
                 loss = net(images, idx, targets, cond)[1]
-            n = scored(targets)
+            n = count_targets(targets)
             scaler.scale(loss * n / total).backward()
             since["loss"] += loss.detach() * n
         world.sum_gradients(params)
@@ -567,12 +567,12 @@ def command_line(argv=None):
     if not first.preset:
         defaults = defaults | SETTINGS.get(f"{first.dataset} {first.method}", {})
     if first.resume:
-        out = folder_for(first)
+        out = run_folder(first)
         resume = load_resume(out)
         defaults = {**resume["config"], **resume["method_config"], "resume": True}
         first.method = resume["config"]["method"]
     elif first.init_from:
-        origin = origin_of(first.init_from)
+        origin = read_run_info(first.init_from)
         kept = {"method": origin["method"], **{k: origin[k] for k in ("train_lm", "train_vision")},
                 **{k: origin[k]["name"] for k in ("gpt2", "clip")}}
         defaults = {**defaults, **kept, **origin["config"]}
@@ -582,7 +582,7 @@ def command_line(argv=None):
     for name in ("dataset", "method", "seed") if resume else ():
         if getattr(config, name) != (before := resume["config"][name]):
             raise UserError(f"--resume goes on with {out}, where --{name} is {before}; name another run with --out")
-    config.out = str(out if resume else folder_for(config))
+    config.out = str(out if resume else run_folder(config))
     return config, method_config, resume
 
 

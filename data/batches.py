@@ -16,7 +16,7 @@ class Batches(Dataset):
     """Batch number `step` as a function of the step alone: so a resumed run sees the same batches.
 
     Every epoch has its own order of the images and, per image, of its texts; of an image with
-    more than `rows` texts the surplus comes up in other epochs. What is learnt from an image: entries_of.
+    more than `rows` texts the surplus comes up in other epochs. What is learnt from an image: group_by_image.
     """
 
     def __init__(self, entries, enc, config, image_size, feats=None, world=None, answers=(), soft=False):
@@ -55,8 +55,8 @@ class Batches(Dataset):
             part = [(self.entries[i], i, rng) for i, rng in chosen if (self.entries[i]["image"] is None) == blind]
             if part:
                 texts = [[x["texts"][j] for j in rng.permutation(len(x["texts"]))[:self.config.rows]] for x, _, rng in part]
-                rows = (choices_of(texts, self.config.rows, self.enc, self.answers, self.soft) if self.answers else
-                        rows_of(texts, self.config.rows, self.enc, self.config.max_tokens))
+                rows = (answer_rows(texts, self.config.rows, self.enc, self.answers, self.soft) if self.answers else
+                        text_rows(texts, self.config.rows, self.enc, self.config.max_tokens))
                 batches.append((None if blind else self.images([i for _, i, _ in part]), *rows))
         return batches
 
@@ -72,13 +72,13 @@ def order(seed, epoch, n):
     return np.random.default_rng((seed, 0, epoch)).permutation(n)
 
 
-def rows_of(texts, k, enc, max_tokens):
+def text_rows(texts, k, enc, max_tokens):
     """Texts per image (lists of at most k (condition, {answer: count})) -> idx, targets (B * k, T), cond (B * k,).
 
     A row is EOT text EOT: the model reads all but the last and is asked for all but the first.
     "a cat" -> idx [EOT, a, cat], targets [a, cat, EOT]. Of a question only the answer is asked for:
     "question: ... answer:", " red" -> targets [-1, ..., -1, red, EOT]; cond counts the tokens up to there.
-    Inputs are padded with EOT, targets with -1. pitfall: EOT as a target must count, or the model
+    Inputs are pad with EOT, targets with -1. pitfall: EOT as a target must count, or the model
     never learns to stop; padding must not. An image with fewer texts than k gets filler rows without any target.
     """
     eot, rows = enc.eot_token, []
@@ -102,14 +102,14 @@ def rows_of(texts, k, enc, max_tokens):
     return idx, targets, cond
 
 
-def choices_of(texts, k, enc, classes, soft):
+def answer_rows(texts, k, enc, classes, soft):
     """As rows_of for a method that chooses: idx (B * k, T) of conditions alone, targets (B * k, A), cond (B * k,).
 
     Targets: soft, as DVP on VQA2.0: 0, .3, .6, .9 or 1 for answers given 0, 1, 2, 3 or more times; else
     1 for the most frequent answer. Filler rows are -1.
     """
     rows = [pair for of_image in texts for pair in of_image + [None] * (k - len(of_image))]
-    idx, cond = padded([row[0] if row else "" for row in rows], enc)
+    idx, cond = pad([row[0] if row else "" for row in rows], enc)
     targets = torch.zeros(len(rows), len(classes))
     for row, target in zip(rows, targets):
         if row is None:
@@ -122,12 +122,12 @@ def choices_of(texts, k, enc, classes, soft):
     return idx, targets, cond
 
 
-def scored(targets):
+def count_targets(targets):
     """How many targets count: tokens, or rows of a method that chooses."""
     return (targets[:, 0] >= 0).sum() if targets.is_floating_point() else (targets != -1).sum()
 
 
-def padded(prompts, enc, device=None):
+def pad(prompts, enc, device=None):
     """Texts -> ids (R, T) that begin with end-of-text and are filled up with it, and their lengths cond (R,).
 
     Filling behind a text changes nothing in front of it: for who reads the state of its last word only.

@@ -49,5 +49,5 @@ def features(model, items, device, batch=64):
     """Feats (n, N, D) of the items' images, in memory. UserError for an image that cannot be read."""
     load = lambda item: preprocess(open_image(item["image"]), model.vit.image_size)
     with ThreadPool() as pool, torch.no_grad():  # decoding JPEGs takes longer than a small ViT
-        return torch.cat([model.see(torch.stack(pool.map(load, items[i:i + batch])).to(device))
+        return torch.cat([model.image_features(torch.stack(pool.map(load, items[i:i + batch])).to(device))
                           for i in range(0, len(items), batch)])

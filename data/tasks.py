@@ -35,7 +35,7 @@ def task_of(item):
     return next(key for key in ("captions", "hypothesis", "question") if key in item)
 
 
-def entries_of(items):
+def group_by_image(items):
     """Items -> what is learnt from each image: [{"image", "texts": [(condition, {answer: count})]}].
 
     Items on the same image become one entry, so that their texts share it. Those without an image
@@ -51,7 +51,7 @@ def entries_of(items):
     return sorted(entries.values(), key=lambda x: x["image"] is None)
 
 
-def answers_of(folder, entries):
+def answer_vocabulary(folder, entries):
     """The answers to choose from: the dataset's answers.json, or all that occur in train."""
     path, form = folder / "answers.json", 'expected ["yes", "no", ...]'
     if not path.exists():

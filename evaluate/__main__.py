@@ -47,7 +47,7 @@ from evaluate.vqa import score_answers
 from lib.cli import UserError, opt, parse, run
 from lib.files import read_json, replacing
 from lib.pictures import captioned, open_image
-from model import SeeGPT, origin_of
+from model import SeeGPT, read_run_info
 
 SHEET = 24  # pictures on --sheet: the better half of them the best, the others the worst
 
@@ -165,7 +165,7 @@ def check(config):
 
 def trained_on(ckpts):
     """The dataset in the metadata of all these checkpoints. UserError where they differ."""
-    names = {origin_of(c)["dataset"] for c in ckpts}
+    names = {read_run_info(c)["dataset"] for c in ckpts}
     if len(names) > 1:
         raise UserError(f"trained on {' and '.join(sorted(names))}; say with --dataset on which to compare them")
     return names.pop()
@@ -200,10 +200,10 @@ def main(config):
         if config.captions:
             captions[name] = read_captions(path, items)
         else:
-            model = SeeGPT.load(path, device, config.gpt2 or None, config.clip or None).hold(dtype)
+            model = SeeGPT.load(path, device, config.gpt2 or None, config.clip or None).cast_frozen(dtype)
             autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
             task = answer if asked else caption
-            learnt, needed = model.origin.get("task", "captions"), task_of(items[0])
+            learnt, needed = model.run_info.get("task", "captions"), task_of(items[0])
             if learnt != needed:
                 a = {"captions": "captions", "question": "answers to questions", "hypothesis": "labels of hypotheses"}
                 raise UserError(f"{path} was trained on {a[learnt]}; {dataset} asks for {a[needed]}")

@@ -13,7 +13,7 @@ from evaluate.official import official
 from evaluate.tables import bootstrap
 from lib.cli import UserError
 from lib.files import progress
-from model import need_room
+from model import check_context
 
 DOMAINS = ("in-domain", "near-domain", "out-domain")  # of nocaps, in the order of its papers
 
@@ -34,7 +34,7 @@ def answer(model, items, config, device, autocast, label="answers"):
     """One answer an item, a list of str: chosen, or written greedily. An image is encoded once for its questions."""
     if model.method.needs_image and any(item["image"] is None for item in items):
         raise UserError("some items have no image, which this model cannot do without; dvp can")
-    need_room(model.gpt2, map(condition, items), 0 if model.method.answers else config.max_new_tokens)
+    check_context(model.lm, map(condition, items), 0 if model.method.answers else config.max_new_tokens)
     texts, show = [None] * len(items), progress(label, len(items))
     # Questions on one image one after another, those without one at the end.
     order = sorted(range(len(items)), key=lambda i: (items[i]["image"] is None, str(items[i]["image"])))

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from evaluate.regions import NOMINAL
-from prompts import fill_in, see_whole
+from prompts import fill_in, whole_image_features
 
 
 def search_colours(model, side=20):
@@ -18,7 +18,7 @@ def search_colours(model, side=20):
                    for rgb in NOMINAL.values() for steps in np.ndindex(3, 3, 3)})
     words = list(NOMINAL)
     pictures = [Image.new("RGB", (model.vit.image_size,) * 2, colour) for colour in grid]
-    return ranked(fill_in(model, see_whole(model, pictures), ["a photo in"] * len(grid), words).cpu().numpy(), grid, words)
+    return ranked(fill_in(model, whole_image_features(model, pictures), ["a photo in"] * len(grid), words).cpu().numpy(), grid, words)
 
 
 def ranked(scores, grid, words):

@@ -28,7 +28,7 @@ from evaluate.tables import markdown
 from lib import pictures
 from lib.cli import UserError, opt, parse, run
 from lib.files import replacing
-from model import Rows, SeeGPT, origin_of
+from model import TextState, SeeGPT, read_run_info
 
 ROOT = Path(__file__).resolve().parents[2]
 DVP = ["--dataset", "shapes/vqa"]
@@ -129,9 +129,9 @@ def macs(method, gpt2, vit, T):
         with FlopCounterMode(display=False) as eye:
             feats = vit(torch.zeros(1, 3, vit.image_size, vit.image_size, device=device))
         with FlopCounterMode(display=False) as lm:
-            ctx, x = method.look(feats), gpt2.embed(idx)
+            ctx, x = method.encode_image(feats), gpt2.embed(idx)
             for l, block in enumerate(gpt2.h):
-                x = method.block(l, block, x, ctx, Rows(cond=torch.full((1,), T, device=device)))
+                x = method.block(l, block, x, ctx, TextState(condition_len=torch.full((1,), T, device=device)))
     return lm.get_total_flops() / 2e9, eye.get_total_flops() / 2e9
 
 
@@ -163,14 +163,14 @@ def main(config):
         memory = [held for folder in runs[name] for held in logged(folder, "peak_memory") if held]
         results[name] = {"title": title, "trained": sum(p.numel() for p in model.trained().values()),
                          "texts_per_s": fast[name], "peak_memory": max(memory, default=None),
-                         "macs": macs(model.method, model.gpt2, model.vit, 16), **scores}
+                         "macs": macs(model.method, model.lm, model.vit, 16), **scores}
     table, path = table_of(results, config.table), out / config.table
     with replacing(path.with_suffix(".json")) as f:
         f.write(json.dumps(results, indent=1).encode() + b"\n")
     with replacing(path.with_suffix(".md")) as f:
         f.write(f"{table}\n".encode())
     print(table)
-    settings = origin_of(next(iter(runs.values()))[0])["train"]
+    settings = read_run_info(next(iter(runs.values()))[0])["train"]
     print(f"\n{config.seeds} seeds, {settings['epochs']:g} epochs of 8,000 images with {settings['rows']} texts each, "
           f"beam {config.beam}; scores x 100, mean ± standard deviation.")
     if config.table == "questions":

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from data.batches import padded
+from data.batches import pad
 from evaluate.regions import chosen, hits_of, load, painted, paints_of, regions
 from evaluate.tables import markdown
 from lib import pictures
 from lib.cli import UserError
 from lib.files import read_json, write_json
-from lib.optim import groups_of, schedule
+from lib.optim import parameter_groups, schedule
 from lib.pictures import open_image
 from lib.runs import clock
-from model import Rows
-from prompts import NONE, blank, fill_in, paint, see_whole
+from model import TextState
+from prompts import NONE, blank, fill_in, paint, whole_image_features
 
 SHOTS_AT_ONCE = 100  # copies in a few-shot step, at most (CPT's code)
 
@@ -61,12 +61,12 @@ def phrase_states(model, feats, phrases):
 
     As model.read, without head: of VC-GPT, whose fusion stack is in there, that is the text alone.
     """
-    idx, cond = padded([phrase.lower() for phrase in phrases], model.gpt2.tokenizer, feats.device)
-    x, ctx = model.gpt2.embed(idx, 0), model.method.look(feats)
-    for l, block in enumerate(model.gpt2.h):
-        x = model.method.block(l, block, x, ctx, Rows(cond=model.asked(cond)))
+    idx, cond = pad([phrase.lower() for phrase in phrases], model.lm.tokenizer, feats.device)
+    x, ctx = model.lm.embed(idx, 0), model.method.encode_image(feats)
+    for l, block in enumerate(model.lm.h):
+        x = model.method.block(l, block, x, ctx, TextState(condition_len=model.condition_lengths(cond)))
     x = x[:, -idx.shape[1]:]  # without a method's own tokens, which stand in front
-    return model.gpt2.ln_f(x[torch.arange(len(x), device=x.device), cond - 1])
+    return model.lm.ln_f(x[torch.arange(len(x), device=x.device), cond - 1])
 
 
 def head_scores(model, head, items, feats, tokens):
@@ -100,7 +100,7 @@ def few_shot_steps(params, lr, steps):
     AdamW as in CPT's code: betas (0.9, 0.98), weight decay 0.01 on matrices, a tenth of the steps to warm up.
     differs: gradients are clipped to a norm of 1, as in train.py.
     """
-    optimizer = torch.optim.AdamW(groups_of(params, lr, 0.01), betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(parameter_groups(params, lr, 0.01), betas=(0.9, 0.98))
     for step in range(steps):
         schedule(optimizer, step, steps // 10, steps)
         yield
@@ -118,7 +118,7 @@ def tune_cpt(model, shots, config, seed):
     differs: of a captioner with --train_vision all but its ViT is tuned: the copies are encoded without gradient.
     """
     model, dice = deepcopy(model).train(), np.random.default_rng(seed)
-    enc, word, paints, most = model.gpt2.tokenizer, config.colours[0], paints_of(config), 1 if len(shots) >= 16 else SHOTS_AT_ONCE
+    enc, word, paints, most = model.lm.tokenizer, config.colours[0], paints_of(config), 1 if len(shots) >= 16 else SHOTS_AT_ONCE
     copies = [(item, i, right) for item in shots for i, right in examples(item, most, config.strict)]
     if pieces := [w for w in (word, NONE) if len(enc.encode_ordinary(f" {w}")) > 1]:
         raise UserError(f"--shots: {pieces[0]} is more than one token of this GPT-2; choose another of --colours")
@@ -130,15 +130,15 @@ def tune_cpt(model, shots, config, seed):
             yield paint(image, [(regions(item, image.size, config.masks)[i], paints[word])])
 
     def batch(some):
-        feats = see_whole(model, pictures(some))
-        idx, cond = padded([blank(item["expression"], config.template) for item, _, _ in some], enc, feats.device)
+        feats = whole_image_features(model, pictures(some))
+        idx, cond = pad([blank(item["expression"], config.template) for item, _, _ in some], enc, feats.device)
         return feats, idx, cond, torch.tensor([red if right else none for _, _, right in some], device=feats.device)
 
     every = batch(copies) if len(copies) <= SHOTS_AT_ONCE else None
     for _ in few_shot_steps(list(model.trained().values()), config.lr, config.steps):
         feats, idx, cond, targets = every or batch([copies[n] for n in dice.permutation(len(copies))[:SHOTS_AT_ONCE]])
         last = torch.arange(len(idx), device=feats.device) * idx.shape[1] + cond - 1
-        logits = model.read(idx, model.method.look(feats), Rows(cond=model.asked(cond), pick=last))
+        logits = model.forward_text(idx, model.method.encode_image(feats), TextState(condition_len=model.condition_lengths(cond), wanted=last))
         nn.functional.cross_entropy(logits, targets).backward()
     return model.eval()
 
@@ -161,8 +161,8 @@ def tune_head(model, shots, config, seed):
     twice the learning rate of CPT, as released; a step sees ten expressions at most."""
     torch.manual_seed(seed)
     model, dice = deepcopy(model).train(), np.random.default_rng(seed)
-    device = model.gpt2.wte.weight.device
-    head = RegionHead(model.vit.width, model.gpt2.config.n_embd).to(device)
+    device = model.lm.wte.weight.device
+    head = RegionHead(model.vit.width, model.lm.config.n_embd).to(device)
     shots = [(item, torch.tensor(hit, dtype=torch.float32, device=device))
              for item, hit in zip(shots, hits_of(shots, config.strict)) if any(hit)]
     seen = {}
@@ -182,7 +182,7 @@ def tune_head(model, shots, config, seed):
 def clean(model, item):
     """(feats (1, N, D), region_tokens) of the image as it is."""
     image = open_image(item["image"])
-    feats = see_whole(model, [image])
+    feats = whole_image_features(model, [image])
     return feats, region_tokens(feats[0], item, image.size)
 
 

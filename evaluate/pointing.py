@@ -38,11 +38,11 @@ from evaluate.tables import RESAMPLES, bootstrap, markdown, shown
 from lib import pictures
 from lib.cli import UserError, opt, parse, run
 from lib.devices import pick_device
-from lib.files import here, replacing, write_json
+from lib.files import repo_path, replacing, write_json
 from lib.pictures import open_image
 from lib.runs import newest_run
 from model import SeeGPT, checkpoint_file
-from prompts import NONE, PAINTS, TEMPLATES, blank, fill_in, paint, see_whole
+from prompts import NONE, PAINTS, TEMPLATES, blank, fill_in, paint, whole_image_features
 from weights.public import locate
 from weights.tokenizers import get_clip_tokenizer
 
@@ -124,7 +124,7 @@ def naming(model, items, config):
     right = {word: [] for word in paints}
     for item in items:
         image = open_image(item["image"])
-        feats = see_whole(model, (paint(image, [(item["box"], colour)]) for colour in paints.values()))
+        feats = whole_image_features(model, (paint(image, [(item["box"], colour)]) for colour in paints.values()))
         logp = fill_in(model, feats, [blank(item["expression"], config.template)] * len(feats), list(paints))
         for i, word in enumerate(paints):
             right[word].append(int(logp[i].argmax()) == i)
@@ -167,13 +167,13 @@ def show_colours(model, config):
 def clip_texts(model, config, items):
     """Sentence -> its vector of CLIP's text tower. UserError without a text tower, without merges.txt, if the model's ViT was
     tuned away from it, or for an expression of more than 77 tokens."""
-    if model.origin["train_vision"]:
+    if model.run_info["train_vision"]:
         raise UserError("its ViT was tuned")
-    folder = locate(config.clip or here(model.origin["clip"]["name"]))
+    folder = locate(config.clip or repo_path(model.run_info["clip"]["name"]))
     text, encode = CLIPText.from_pretrained(folder), get_clip_tokenizer(folder if folder.is_dir() else None)
-    text.to(model.gpt2.wte.weight.device)
+    text.to(model.lm.wte.weight.device)
     encode([f"{blank(item['expression'])} {config.colours[0]} color." for item in items])
-    return lambda sentence: text.encode_text(encode([sentence]).to(model.gpt2.wte.weight.device))
+    return lambda sentence: text.encode_text(encode([sentence]).to(model.lm.wte.weight.device))
 
 
 def check(config):

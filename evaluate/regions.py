@@ -9,7 +9,7 @@ from data.masks import iou, mask_of
 from lib.cli import UserError
 from lib.files import progress, read_json
 from lib.pictures import open_image
-from prompts import PAINTS, paint, see_whole
+from prompts import PAINTS, paint, whole_image_features
 
 NOMINAL = {"red": (220, 30, 30), "orange": (240, 140, 30), "yellow": (240, 230, 40), "green": (40, 170, 60),
            "cyan": (60, 210, 220), "blue": (40, 70, 220), "purple": (140, 50, 190), "pink": (240, 130, 190),
@@ -79,7 +79,7 @@ def painted(model, items, config):
         if (item["image"], item["proposals"]) != before:
             before, image = (item["image"], item["proposals"]), open_image(item["image"])
             what, groups = regions(item, image.size, config.masks), grouped(item, len(config.colours))
-            feats = see_whole(model, (paint(image, [(what[j], paints[w]) for j, w in zip(group, config.colours)])
+            feats = whole_image_features(model, (paint(image, [(what[j], paints[w]) for j, w in zip(group, config.colours)])
                                       for group in groups))
         yield i, groups, feats
         show(done)

@@ -30,7 +30,7 @@ def pick_dtype(name, device):
     return torch.float32, "the reference; on a CPU or MPS the others are seldom faster"
 
 
-class World:
+class Processes:
     """The processes that torchrun started, or this one alone."""
 
     def __init__(self):
@@ -59,7 +59,7 @@ class World:
                 p.grad = g.view_as(p)
 
 
-def moved(batch, device):
+def to_device(batch, device):
     """The tensors of a micro-batch on a device; images may be None."""
     return [x if x is None else x.to(device, non_blocking=True) for x in batch]
 

@@ -76,7 +76,7 @@ def write_json(path, result):
             f.write(json.dumps(result, indent=1).encode() + b"\n")
 
 
-def here(name):
+def repo_path(name):
     """A relative path as seen from the project's folder where it means nothing in the current one."""
     inside = Path(__file__).resolve().parent.parent / name
     return str(inside) if not Path(name).exists() and inside.exists() else name

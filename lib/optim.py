@@ -9,7 +9,7 @@ def schedule(optimizer, step, warmup, steps):
         group["lr"] = part * group["peak"]
 
 
-def groups_of(params, peak, weight_decay):
+def parameter_groups(params, peak, weight_decay):
     """Parameter groups of AdamW with their peak learning rate; weight decay on matrices only."""
     groups = ((weight_decay, [p for p in params if p.dim() >= 2]), (0.0, [p for p in params if p.dim() < 2]))
     return [{"params": kept, "lr": peak, "peak": peak, "weight_decay": decay} for decay, kept in groups if kept]

@@ -126,7 +126,7 @@ def sheet(blocks, little="", much=""):
     """
     w = blocks[0][2][0][0].width + GAP
     most = max(1, (WIDE - 2 * MARGIN + GAP) // w)
-    # Rows of equal length: 5 + 4 rather than 7 + 2.
+    # TextState of equal length: 5 + 4 rather than 7 + 2.
     columns = [-(-len(cells) // -(-len(cells) // most)) for _, _, cells in blocks]
     bars = [colour_bar(little, much)] if little or much else []
     width = max(max(columns) * w - GAP, *(bar.width for bar in bars), 560)

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from lib.cli import UserError
-from lib.files import here
+from lib.files import repo_path
 
 
-def folder_for(config):
+def run_folder(config):
     """The run's folder: as asked, or a new out/DATASET-METHOD, -2, -3, ...: no run overwrites another."""
     if config.out:
         return Path(config.out)
@@ -97,7 +97,7 @@ def ignore_ctrl_c(worker):
 
 def newest_run():
     """The run in out/ that was saved last. UserError if there is none."""
-    out = Path(here("out"))
+    out = Path(repo_path("out"))
     saved = [*out.glob("*/best.safetensors"), *out.glob("*/last.safetensors")]
     if not saved:
         raise UserError("there is no checkpoint in out/ yet: run python train.py first, "

@@ -14,7 +14,7 @@ from lib.cli import UserError, parse
 from clip_vit import preprocess
 from data.masks import iou, mask_of, runs_of
 from weights.tokenizers import get_tokenizer
-from prompts import ALPHA, NONE, PAINTS, TEMPLATES, blank, fill_in, paint, see_whole
+from prompts import ALPHA, NONE, PAINTS, TEMPLATES, blank, fill_in, paint, whole_image_features
 from test_methods import V, build
 from test_train import ROOT, fit
 
@@ -137,7 +137,7 @@ class Letters:
 @pytest.mark.parametrize("name", ["ituning", "vcgpt", "dvp", "prefix"])
 def test_a_word_of_several_tokens_has_the_sum_of_their_log_probabilities(name):
     model = build(name).eval()
-    model.gpt2.tokenizer = enc = Letters()
+    model.lm.tokenizer = enc = Letters()
     images, prompts, words = torch.randn(3, 3, 16, 16), ["ab", "abc", "xy"], ["q", "qr", "qs", "rq"]
     found = fill_in(model, images, prompts, words)
     for i, prompt in enumerate(prompts):
@@ -206,7 +206,7 @@ def test_the_score_of_painting_follows_the_painted_region(tmp_path, monkeypatch)
 
     monkeypatch.setattr(ground, "fill_in", stub)
     encoded = []
-    monkeypatch.setattr(ground, "see_whole", lambda model, pictures: encoded.append([*pictures]) or encoded[-1])
+    monkeypatch.setattr(ground, "whole_image_features", lambda model, pictures: encoded.append([*pictures]) or encoded[-1])
     Image.new("RGB", (40, 40), (0, 60, 60)).save(tmp_path / "a.png")
     item = {"image": tmp_path / "a.png", "id": 1, "expression": "The cat.", "box": [10, 10, 10, 10],
             "proposals": [[0, 0, 9, 9], [10, 10, 10, 10], [25, 25, 9, 9]]}
@@ -309,8 +309,8 @@ def test_the_rate_of_a_few_shot_run_is_the_published_one(monkeypatch):
 def test_of_many_shots_a_part_is_seen_in_a_step(refer, host, monkeypatch):
     """As of K = all: twelve expressions, two copies of each, at most five in a step, and from 16 on one right region each."""
     monkeypatch.setattr(ground, "SHOTS_AT_ONCE", 5)
-    sizes, real = [], ground.see_whole
-    monkeypatch.setattr(ground, "see_whole", lambda model, pictures: sizes.append(len(f := real(model, pictures))) or f)
+    sizes, real = [], ground.whole_image_features
+    monkeypatch.setattr(ground, "whole_image_features", lambda model, pictures: sizes.append(len(f := real(model, pictures))) or f)
     ground.tune_cpt(ground.SeeGPT.load(host), ground.load(refer, "train"), ground.Config(steps=3), 0)
     assert sizes == [5, 5, 5]
 
@@ -325,10 +325,10 @@ def test_only_a_word_of_one_token_can_be_tuned_on(refer, host, tmp_path):
 @pytest.mark.parametrize("name", ["ituning", "vcgpt", "dvp", "prefix"])
 def test_phrases_are_read_alike_alone_and_among_longer_ones(name):
     model = build(name).eval()
-    model.gpt2.tokenizer = Letters()
+    model.lm.tokenizer = Letters()
     feats, phrases = torch.randn(3, 5, model.vit.width), ["ab", "abcd", "x"]
     together = ground.phrase_states(model, feats, phrases)
-    assert together.shape == (3, model.gpt2.config.n_embd)
+    assert together.shape == (3, model.lm.config.n_embd)
     for i, phrase in enumerate(phrases):
         torch.testing.assert_close(ground.phrase_states(model, feats[i:i + 1], [phrase])[0], together[i], rtol=0, atol=1e-5)
 
@@ -345,7 +345,7 @@ def test_a_colour_is_named_however_it_is_written():
 def test_several_colours_give_each_region_its_own_words_score(tmp_path, monkeypatch):
     """Three regions, two a copy: the score of each is that of the word it was painted with, in the copy it is in."""
     logp = torch.tensor([[-1.0, -2, -8, -8, -8, -9], [-3, -4, -8, -8, -8, -9]])
-    monkeypatch.setattr(ground, "see_whole", lambda model, pictures: torch.zeros(len([*pictures]), 1))
+    monkeypatch.setattr(ground, "whole_image_features", lambda model, pictures: torch.zeros(len([*pictures]), 1))
     monkeypatch.setattr(ground, "fill_in", lambda model, feats, prompts, words: logp[:len(feats)])
     noise(40, 40).save(tmp_path / "a.png")
     item = {"image": tmp_path / "a.png", "id": 1, "expression": "x", "proposals": [[0, 0, 5, 5], [1, 0, 5, 5], [20, 20, 5, 5]]}
@@ -356,7 +356,7 @@ def test_several_colours_give_each_region_its_own_words_score(tmp_path, monkeypa
 
 def test_masks_are_what_is_painted(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(ground, "see_whole", lambda model, pictures: seen.extend(pictures) or torch.zeros(len(seen), 1))
+    monkeypatch.setattr(ground, "whole_image_features", lambda model, pictures: seen.extend(pictures) or torch.zeros(len(seen), 1))
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
     item = {"image": tmp_path / "a.png", "id": 1, "expression": "x", "proposals": [[0, 0, 20, 20]], "masks": [[[0, 0, 9, 0, 9, 9, 0, 9]]]}
     list(ground.painted(None, [item], ground.Config(masks=True)))
@@ -440,7 +440,7 @@ def test_one_points_at_a_picture_with_boxes_and_without(refer, host, tmp_path, c
     # the same numbers as from the pictures painted one by one
     model, image = ground.SeeGPT.load(host), Image.open(refer / "test0.png").convert("RGB")
     for b in found["boxes"]:
-        logp = fill_in(model, see_whole(model, [paint(image, [(b["box"], PAINTS["red"])])]), ["the circle is in"], ["red"])
+        logp = fill_in(model, whole_image_features(model, [paint(image, [(b["box"], PAINTS["red"])])]), ["the circle is in"], ["red"])
         assert float(logp[0, 0]) == pytest.approx(b["score"], abs=1e-4)
     assert Image.open(tmp_path / "o.png").width > 500
     pointing(host, refer / "test0.png", "--ground", "the circle")

@@ -10,7 +10,7 @@ import train
 from lib.cli import UserError
 from clip_vit import CLIPViT
 from gpt2 import GPT2, Cache, GPT2Config
-from model import Rows, SeeGPT
+from model import TextState, SeeGPT
 from prompts import DVP, Bandit, reward, soft_accuracy
 from test_methods import B, K, T, V, build, inputs
 from test_train import ENC, ROOT, Path, fit, same  # noqa: F401
@@ -35,7 +35,7 @@ def unperturbed(seed=0, **settings):
     """A random GPT-2 with a DVP as it is before its first step."""
     model = build("dvp", seed)
     torch.manual_seed(seed)
-    model.method = DVP(DVP.Config(**settings), model.gpt2, model.vit)
+    model.method = DVP(DVP.Config(**settings), model.lm, model.vit)
     return model
 
 
@@ -58,7 +58,7 @@ def test_the_parts_have_the_sizes_of_the_paper_at_768():
 
 def test_the_trained_norms_begin_as_copies_and_are_not_those_of_gpt2():
     model = unperturbed()
-    layer, block = model.method.adapted[1], model.gpt2.h[1]
+    layer, block = model.method.adapted[1], model.lm.h[1]
     assert torch.equal(layer.ln_1.weight, block.ln_1.weight) and layer.ln_1.weight is not block.ln_1.weight
     assert layer.ln_1.weight.requires_grad and not block.ln_1.weight.requires_grad
 
@@ -68,8 +68,8 @@ def test_the_trained_norms_begin_as_copies_and_are_not_those_of_gpt2():
 def states(model, images, idx, cond):
     """The states that enter every layer."""
     seen, block = [], model.method.block
-    model.method.block = lambda l, b, x, ctx, rows: (seen.append(x), block(l, b, x, ctx, rows))[1]
-    model(images, idx, cond=cond)
+    model.method.block = lambda l, b, x, ctx, state: (seen.append(x), block(l, b, x, ctx, state))[1]
+    model(images, idx, condition_len=cond)
     del model.method.block
     return seen
 
@@ -113,7 +113,7 @@ def test_a_prompt_of_a_captioner_does_not_ask():
     model = build("dvp").eval()
     images, idx, _ = inputs()
     for task, cond in (("captions", 1), ("question", 3)):
-        model.origin = {"task": task}
+        model.run_info = {"task": task}
         _, _, _, logits = model.start(images, idx[::K, :3], 4)
         want = model(images, idx[::K, :3], cond=torch.full((B,), cond))[0][:, -1]
         torch.testing.assert_close(logits, want)
@@ -123,7 +123,7 @@ def test_a_prompt_of_a_captioner_does_not_ask():
 def test_no_answer_reaches_the_query(settings):
     """Changing answer tokens changes no logits before them."""
     model = build("dvp").eval().double()
-    model.method = DVP(DVP.Config(insert_layer=2, **settings), model.gpt2, model.vit).double()
+    model.method = DVP(DVP.Config(insert_layer=2, **settings), model.lm, model.vit).double()
     images, idx, _ = inputs()
     logits = model(images.double(), idx, cond=COND)[0]
     for r, n in enumerate(COND.tolist()):
@@ -139,8 +139,8 @@ def test_a_row_is_asked_at_its_own_last_word_whatever_the_padding():
     model = classifier(insert_layer=1).eval()
     images, idx, _ = inputs()
     short = model(images, idx[:, :5], cond=COND)[0]
-    padded = model(images, torch.cat([idx[:, :5], torch.full((6, 4), V - 1)], 1), cond=COND)[0]
-    torch.testing.assert_close(short, padded)
+    pad = model(images, torch.cat([idx[:, :5], torch.full((6, 4), V - 1)], 1), cond=COND)[0]
+    torch.testing.assert_close(short, pad)
     alone = torch.cat([model(images[r // K][None], idx[r:r + 1, :n], cond=COND[r:r + 1])[0] for r, n in enumerate(COND.tolist())])
     torch.testing.assert_close(short, alone, rtol=1e-4, atol=1e-5)
 
@@ -153,8 +153,8 @@ def test_the_prompt_moves_no_word():
         for adapter in (layer.after_attn, layer.after_mlp):
             torch.nn.init.zeros_(adapter.up.weight)
     images, idx, _ = inputs()
-    assert torch.equal(model(None, idx)[0], model.gpt2(idx))  # an item without an image: text alone
-    assert not torch.equal(model(images, idx)[0], model.gpt2(idx))
+    assert torch.equal(model(None, idx)[0], model.lm(idx))  # an item without an image: text alone
+    assert not torch.equal(model(images, idx)[0], model.lm(idx))
 
 
 def test_items_without_an_image_are_read_as_text_alone():
@@ -183,11 +183,11 @@ def test_cached_generation_equals_recomputation_with_questions_of_unequal_length
     model = build("dvp").eval().double()
     images, idx, _ = inputs()
     images, cond = images.double(), torch.tensor([4, 2, 3, 1, 4, 3])
-    full = model(images, idx, cond=cond)[0]
-    ctx = model.method.look(model.see(images))
-    cache = Cache(model.method.layers(model.gpt2), T + model.method.extra)
-    parts = [model.read(idx[:, :4], ctx, Rows(cache, 0, cond))]
-    parts += [model.read(idx[:, t:t + 1], ctx, Rows(cache, t, cond)) for t in range(4, T)]
+    full = model(images, idx, condition_len=cond)[0]
+    ctx = model.method.encode_image(model.image_features(images))
+    cache = Cache(model.method.layers(model.lm), T + model.method.n_prompt)
+    parts = [model.forward_text(idx[:, :4], ctx, TextState(cache, 0, cond))]
+    parts += [model.forward_text(idx[:, t:t + 1], ctx, TextState(cache, t, cond)) for t in range(4, T)]
     torch.testing.assert_close(torch.cat(parts, 1), full, rtol=0, atol=1e-9)
     assert cache.len == [T, T + 1, T + 1]
 
@@ -215,7 +215,7 @@ def test_the_loss_of_chosen_answers(soft):
 
 def test_answers_come_with_probabilities_best_first_whatever_the_length_of_the_question():
     model = classifier().eval()
-    model.gpt2.tokenizer = Letters()
+    model.lm.tokenizer = Letters()
     images, _, _ = inputs()
     found = model.answer(images[[0, 1, 0]], ["ab", "abc", "ab"], top=5)
     assert found[0] == found[2] and {a for a, _ in found[0]} == set("abcde")
@@ -243,15 +243,15 @@ def test_soft_accuracy_is_the_worth_of_the_likeliest_answer():
 def test_targets_of_ten_answers_are_as_in_the_released_code():
     """0, .3, .6, .9, 1 for 0, 1, 2, 3 and more; an answer outside the vocabulary is no target."""
     texts = [[("question: is it red? answer:", {"yes": 5, "no": 3, "perhaps": 1, "maybe": 1})]]
-    _, targets, cond = train.choices_of(texts, 2, ENC, {"yes": 0, "no": 1, "maybe": 2, "red": 3}, soft=True)
+    _, targets, cond = train.answer_rows(texts, 2, ENC, {"yes": 0, "no": 1, "maybe": 2, "red": 3}, soft=True)
     torch.testing.assert_close(targets, torch.tensor([[1.0, 0.9, 0.3, 0.0], [-1.0] * 4]))
-    _, hard, _ = train.choices_of(texts, 1, ENC, {"yes": 0, "no": 1, "maybe": 2, "red": 3}, soft=False)
+    _, hard, _ = train.answer_rows(texts, 1, ENC, {"yes": 0, "no": 1, "maybe": 2, "red": 3}, soft=False)
     assert hard.tolist() == [[1.0, 0.0, 0.0, 0.0]]
     assert cond.tolist() == [1 + len(ENC.encode_ordinary("question: is it red? answer:")), 1]
 
 
 def test_of_a_question_only_the_answer_is_asked_for():
-    idx, targets, cond = train.rows_of([[("question: is it red? answer:", {"no": 1, "yes": 2})]], 1, ENC, 40)
+    idx, targets, cond = train.text_rows([[("question: is it red? answer:", {"no": 1, "yes": 2})]], 1, ENC, 40)
     n, yes = int(cond[0]), ENC.encode_ordinary(" yes")
     assert ENC.decode(idx[0, 1:].tolist()) == "question: is it red? answer: yes"
     assert targets[0].tolist() == [-1] * (n - 1) + [*yes, ENC.eot_token]
@@ -345,7 +345,7 @@ def test_search_then_retrain_with_the_found_layer_and_resume_is_exact(questions,
     tensors, log = fit(questions, tmp_path / "a", *flags)
     found = json.loads((tmp_path / "a" / "search.json").read_text())
     assert found["layer"] in found["ties"] and len(found["policy"]) == 4 and abs(sum(found["policy"]) - 1) < 1e-9
-    origin = train.origin_of(tmp_path / "a")
+    origin = train.run_info(tmp_path / "a")
     assert origin["config"]["insert_layer"] == found["layer"] and len(origin["config"]["answers"]) > 2
     assert not any(n.startswith("method.xattn.1.") for n in tensors)  # one cross-attention, not one a layer
     # What was learnt in the search is not inherited: the layer's own run with this seed gives the same bits.
@@ -360,7 +360,7 @@ def test_search_then_retrain_with_the_found_layer_and_resume_is_exact(questions,
             self.before = {}
 
         @property
-        def asked(self):
+        def condition_lengths(self):
             Impatient.looks += 1
             return Impatient.looks > 2
 
@@ -568,7 +568,7 @@ def test_an_answer_outside_the_classes_is_no_target_but_wrong(questions):
     parts = [model(images[i:i + 1], idx[r], targets[r], COND[r])[1] for i, r in enumerate((slice(0, 3), slice(3, 6)))]
     torch.testing.assert_close(sum(parts) / 2, loss)
     assert soft_accuracy(targets * 2 - 1 + torch.eye(5)[[0, 1, 2, 3, 4, 0]], targets) == pytest.approx(5 / 6)
-    _, tied, _ = train.choices_of([[("is it red?", {"yes": 1, "no": 1})]], 1, ENC, {"yes": 0, "no": 1}, soft=False)
+    _, tied, _ = train.answer_rows([[("is it red?", {"yes": 1, "no": 1})]], 1, ENC, {"yes": 0, "no": 1}, soft=False)
     assert tied.tolist() == [[0.5, 0.5]]
 
 

@@ -301,7 +301,7 @@ def trained(tmp_path_factory):
     return checkpoint(tmp_path_factory.mktemp("ituning"), "ituning")
 
 
-def rows_of(text):
+def text_rows(text):
     """{row name: {column: number in front of the interval}} of the Markdown table in a text."""
     lines = [line.strip("|").split("|") for line in text.splitlines() if line[:1] == "|"]
     head, _, *rows = [[cell.strip() for cell in line] for line in lines]
@@ -316,7 +316,7 @@ def test_the_table_holds_the_three_metrics_times_100_in_one_row_a_file(tmp_path,
     mixed = results(tmp_path / "mixed.json", items[::-1], texts[::-1])  # found by id, not by place
     command("--captions", good, mixed, "--dataset", tmp_path)
     out = capsys.readouterr().out
-    rows, refs = rows_of(out), [item["captions"] for item in items]
+    rows, refs = text_rows(out), [item["captions"] for item in items]
     assert list(rows) == ["good", "mixed"]
     assert list(rows["good"]) == ["images", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D"]
     assert rows["good"]["BLEU-4"] == rows["good"]["ROUGE-L"] == 100 and rows["good"]["images"] == 6
@@ -334,7 +334,7 @@ def test_exact_scenes_are_counted_where_items_hold_a_scene(tmp_path, capsys):
     items = dataset(tmp_path, 4, scene=[world.to_json(s) for s in scenes])
     texts = ["a small red circle", "a small red circle", "a small red circle left of a small blue circle", "a dog"]
     command("--captions", results(tmp_path / "c.json", items, texts), "--dataset", tmp_path)
-    row = rows_of(capsys.readouterr().out)["c"]
+    row = text_rows(capsys.readouterr().out)["c"]
     assert (row["exact"], row["exact, one object"], row["exact, two objects"]) == (50, 50, 50)
     texts[1] = "there is a small blue circle"
     assert evaluate.exact(texts, scenes) == {"all": 0.75, "one object": 1, "two objects": 0.5}
@@ -347,7 +347,7 @@ def test_each_domain_of_nocaps_is_scored_with_its_own_document_frequencies(tmp_p
     items = dataset(tmp_path, 6, captions=captions, domain=domains)
     texts = ["a bus", "a cat in a hat", "the cat and me", "a bus stop", "red buses", "a dog"]
     command("--captions", results(tmp_path / "c.json", items, texts), "--dataset", tmp_path)
-    row, refs = rows_of(capsys.readouterr().out)["c"], [item["captions"] for item in items]
+    row, refs = text_rows(capsys.readouterr().out)["c"], [item["captions"] for item in items]
     assert list(row)[-3:] == ["CIDEr-D in-domain", "CIDEr-D near-domain", "CIDEr-D out-domain"]
     assert row["CIDEr-D"] == round(100 * cider_d(texts, refs), 1)  # overall
     assert row["CIDEr-D in-domain"] == round(100 * cider_d(texts[1:3], refs[1:3]), 1)
@@ -362,7 +362,7 @@ def test_a_part_of_a_split_is_marked_as_such(tmp_path, capsys):
     path = results(tmp_path / "c.json", items[:4], ["a dog"] * 4)
     command("--captions", path, "--dataset", tmp_path, "--images", 4)
     out = capsys.readouterr().out
-    assert rows_of(out)["c"]["images"] == 4 and "A part of the split" in out
+    assert text_rows(out)["c"]["images"] == 4 and "A part of the split" in out
 
 
 # ---------------------------------------------------------------------------- checkpoints
@@ -373,13 +373,13 @@ def test_captions_are_those_of_generate_with_the_switches_and_in_order(trained, 
             "--prompt", "it", "--json", tmp_path / "new" / "scores.json")
     model = SeeGPT.load(trained)
     images = [preprocess(open_image(tmp_path / "data" / item["image"]), 32) for item in items]
-    feats = model.see(torch.stack(images))
+    feats = model.image_features(torch.stack(images))
     expected = model.generate(feats, prompt="it", beam=3, max_new_tokens=6)
     assert len(set(expected)) == 5, "images with one caption would hide a mix-up"
     found = json.loads((tmp_path / "new" / "scores-run.json").read_text("utf-8"))
     assert found == [{"image_id": item["id"], "caption": text} for item, text in zip(items, expected)]
     assert expected != model.generate(feats, beam=3, max_new_tokens=6)
-    assert rows_of(capsys.readouterr().out)["run"]["images"] == 5
+    assert text_rows(capsys.readouterr().out)["run"]["images"] == 5
 
 
 def test_every_switch_of_the_decoding_reaches_generate(trained, tmp_path, monkeypatch):
@@ -397,7 +397,7 @@ def test_several_checkpoints_make_several_rows_and_files_and_the_dataset_may_be_
     other = checkpoint(tmp_path / "else", "ituning", "a", dataset=str(tmp_path / "data"))
     command("--ckpt", *runs, other, "--json", tmp_path / "s.json", "--max_new_tokens", 3, "--beam", 1)
     names = [str(runs[0]), "b", str(other)]  # a name alone where it is the only one of its kind
-    assert list(rows_of(capsys.readouterr().out)) == names
+    assert list(text_rows(capsys.readouterr().out)) == names
     rows = json.loads((tmp_path / "s.json").read_text("utf-8"))["rows"]
     assert [row["name"] for row in rows] == names and len({row["captions"] for row in rows}) == 3
     assert all((tmp_path / row["captions"]).exists() for row in rows)
@@ -413,11 +413,11 @@ def test_json_holds_what_the_table_shows_and_its_captions_can_be_scored_again(tm
     first = capsys.readouterr().out
     found = json.loads((tmp_path / "s.json").read_text("utf-8"))
     row, = found["rows"]
-    assert {name: round(x["score"], 1) for name, x in row["scores"].items()} | {"images": 6} == rows_of(first)["c"]
+    assert {name: round(x["score"], 1) for name, x in row["scores"].items()} | {"images": 6} == text_rows(first)["c"]
     assert row["captions"] == "s-c.json" and set(row["cider_d"]) == {str(item["id"]) for item in items}
     assert np.mean(list(row["cider_d"].values())) == pytest.approx(row["scores"]["CIDEr-D"]["score"])
     command("--captions", tmp_path / "s-c.json", "--dataset", tmp_path)
-    assert rows_of(capsys.readouterr().out)["s-c"] == rows_of(first)["c"]
+    assert text_rows(capsys.readouterr().out)["s-c"] == text_rows(first)["c"]
 
 
 def test_without_flags_the_newest_run_is_scored_on_its_own_dataset(tmp_path):
@@ -428,7 +428,7 @@ def test_without_flags_the_newest_run_is_scored_on_its_own_dataset(tmp_path):
                           cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", timeout=120,
                           env={**os.environ, "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
-    assert list(rows_of(done.stdout)) == ["run"] and "the newest run" in done.stderr
+    assert list(text_rows(done.stdout)) == ["run"] and "the newest run" in done.stderr
 
 
 # ---------------------------------------------------------------------------- mistakes
@@ -580,4 +580,4 @@ def test_features_are_those_of_the_images_in_their_order(trained, tmp_path):
     model = SeeGPT.load(trained)
     feats = evaluate.features(model, items, "cpu", batch=2)
     for item, f in zip(items, feats):
-        torch.testing.assert_close(f, model.see(preprocess(open_image(item["image"]), 32)[None])[0])
+        torch.testing.assert_close(f, model.image_features(preprocess(open_image(item["image"]), 32)[None])[0])

@@ -56,14 +56,14 @@ def test_block_equals_the_equations_written_with_loops(placement):
     method = model.method
     method.config = Config(placement=placement, scale=0.7)
     images, idx, _ = inputs()
-    feats = model.see(images)
-    ctx = method.look(feats)
-    x = model.gpt2.embed(idx)
-    from model import Rows
-    fast = method.block(1, model.gpt2.h[1], x, ctx, Rows())
+    feats = model.image_features(images)
+    ctx = method.encode_image(feats)
+    x = model.lm.embed(idx)
+    from model import TextState
+    fast = method.block(1, model.lm.h[1], x, ctx, TextState())
     feats = torch.stack([torch.stack([(t - t.mean()) / (t.var(correction=0) + 1e-5).sqrt() for t in f]) for f in feats])
     for r in (0, 2, 3, 5):  # rows 0-2 belong to image 0, rows 3-5 to image 1
-        slow = slow_block(model.gpt2.h[1], method.xattn[1], x[r], feats[r // 3], method.config)
+        slow = slow_block(model.lm.h[1], method.xattn[1], x[r], feats[r // 3], method.config)
         torch.testing.assert_close(fast[r], slow, rtol=0, atol=1e-5)
 
 
@@ -86,13 +86,13 @@ def test_scale_zero_is_plain_gpt2_at_any_time():
     model = build("ituning").eval()
     model.method.config = Config(scale=0.0)
     images, idx, _ = inputs()
-    assert torch.equal(model(images, idx)[0], model.gpt2(idx))
+    assert torch.equal(model(images, idx)[0], model.lm(idx))
 
 
 def test_the_order_of_the_image_tokens_does_not_matter():
     model = build("ituning").eval()
     images, idx, _ = inputs()
-    feats = model.see(images)
+    feats = model.image_features(images)
     shuffled = feats[:, torch.randperm(feats.shape[1])]
     torch.testing.assert_close(model(feats, idx)[0], model(shuffled, idx)[0], rtol=0, atol=1e-5)
 

@@ -9,7 +9,7 @@ import torch
 
 from clip_vit import CLIPViT
 from gpt2 import GPT2, Cache, GPT2Config
-from model import METHODS, Rows, SeeGPT, find_method
+from model import METHODS, TextState, SeeGPT, find_method
 
 V, T, B, K = 37, 7, 2, 3
 VARIANTS = {  # settings other than the defaults
@@ -113,11 +113,11 @@ def test_cached_logits_equal_uncached(name):
     """The text read in pieces of 3, 1, 1 and 2 tokens gives the logits of the text read at once."""
     model, images, idx = exactly(name)
     full, _ = model(images, idx)
-    ctx = model.method.look(model.see(images))
-    cache = Cache(model.method.layers(model.gpt2), T + model.method.extra)
+    ctx = model.method.encode_image(model.image_features(images))
+    cache = Cache(model.method.layers(model.lm), T + model.method.n_prompt)
     parts, t = [], 0
     for n in (3, 1, 1, 2):
-        parts.append(model.read(idx[:, t:t + n], ctx, Rows(cache, t)))
+        parts.append(model.forward_text(idx[:, t:t + n], ctx, TextState(cache, t)))
         t += n
     torch.testing.assert_close(torch.cat(parts, 1), full, rtol=0, atol=1e-5)
 
@@ -172,7 +172,7 @@ def test_save_and_load_round_trip(name, tmp_path):
 def test_step_zero_is_plain_gpt2_where_promised(name):
     model = build(name, perturb=False).eval()
     images, idx, _ = inputs()
-    assert torch.equal(model(images, idx)[0], model.gpt2(idx)) == (name in IDENTITY)
+    assert torch.equal(model(images, idx)[0], model.lm(idx)) == (name in IDENTITY)
 
 
 @every
@@ -212,18 +212,18 @@ def test_a_tuned_backbone_is_in_the_checkpoint(name, tmp_path):
 def test_watched_attention_sums_to_one_and_changes_nothing(name):
     """(R, nh, T, N) per layer, each row of text over its own image's tokens, in their order."""
     model, images, idx = exactly(name)
-    feats = model.see(images)
+    feats = model.image_features(images)
 
     def watch(feats, idx):
-        model.method.watch = []
+        model.method.record_attention = []
         logits, _ = model(feats, idx)
-        seen, model.method.watch = model.method.watch, None
+        seen, model.method.record_attention = model.method.record_attention, None
         return logits, seen
 
     watched, seen = watch(feats, idx)
     torch.testing.assert_close(watched, model(feats, idx)[0], rtol=0, atol=1e-5)
-    first = len(model.gpt2.h) if name == "vcgpt" else 0
-    assert [l for l, _ in seen] == list(range(first, model.method.layers(model.gpt2)))
+    first = len(model.lm.h) if name == "vcgpt" else 0
+    assert [l for l, _ in seen] == list(range(first, model.method.layers(model.lm)))
     # Row 4 alone with its image sees what it saw among the others; token n of the image is column n.
     order = torch.randperm(17)
     _, alone = watch(feats[1:, order], idx[4:5])
@@ -240,7 +240,7 @@ def test_eight_pairs_are_learnt_by_heart_and_the_image_is_what_tells_them_apart(
     which does nothing useful with random weights: there GPT-2 learns too, as in ClipCap."""
     model = build(name, perturb=False, train_lm=name == "prefix")
     with torch.no_grad():  # the frozen head must be able to be sure: ln_f bounds the states it reads
-        model.gpt2.wte.weight.mul_(5)
+        model.lm.wte.weight.mul_(5)
     torch.manual_seed(3)
     images = torch.randn(8, 17, 24)  # feats: a random ViT makes all noise look alike
     texts = torch.randint(0, 36, (8, 5))

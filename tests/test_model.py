@@ -57,7 +57,7 @@ def slow_beam(model, image, prompt, beam, n, penalty):
 def model():
     model = build("ituning").eval()
     with torch.no_grad():  # so that texts end now and then
-        model.gpt2.wte.weight[EOT] *= 2
+        model.lm.wte.weight[EOT] *= 2
     return model
 
 
@@ -99,7 +99,7 @@ def test_64_images_in_a_batch_get_the_captions_they_get_alone(model):
         encode_ordinary = staticmethod(lambda text: [ord(c) - 97 for c in text])
         decode = staticmethod(lambda ids: "".join(chr(97 + i) for i in ids))
 
-    model.gpt2.tokenizer = Letters()
+    model.lm.tokenizer = Letters()
     torch.manual_seed(8)
     images = torch.randn(64, 3, 16, 16)
     for how in (dict(beam=1), dict(beam=5), dict(beam=3, length_penalty=1.0, early_stopping=True)):
@@ -137,7 +137,7 @@ def test_frozen_weights_held_in_bfloat16_give_what_autocast_gives(model):
     images, idx = torch.randn(4, 3, 16, 16), torch.randint(0, V, (4, 6))
     with torch.autocast("cpu", torch.bfloat16):
         before = model(images, idx)[0]
-        after = model.hold("bfloat16")(images, idx)[0]
+        after = model.cast_frozen("bfloat16")(images, idx)[0]
     assert torch.equal(before, after)
     held = {n for n, p in model.named_parameters() if p.dtype == torch.bfloat16}
     assert "gpt2.h.0.attn.c_attn.weight" in held and "vit.transformer.resblocks.1.attn.in_proj_weight" in held
@@ -162,7 +162,7 @@ def run_folder(tmp_path, **change):
     with torch.no_grad():
         for p in model.trained().values():
             p.add_(0.1 * torch.randn_like(p))
-    model.origin = {"method": "ituning", "config": dataclasses.asdict(config), "dataset": "x",
+    model.run_info = {"method": "ituning", "config": dataclasses.asdict(config), "dataset": "x",
                     "train_lm": False, "train_vision": False,
                     "gpt2": {"name": str(gpt2_dir), "sha256": fingerprint(gpt2)},
                     "clip": {"name": str(clip_dir), "sha256": fingerprint(vit)}} | change

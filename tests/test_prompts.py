@@ -30,23 +30,23 @@ def test_the_prefix_stands_in_front_of_every_row_of_its_image(name):
     model = build(name).eval()
     images, idx, _ = inputs()
     logits, _ = model(images, idx)
-    prefix = model.method.look(model.see(images))
+    prefix = model.method.encode_image(model.image_features(images))
     assert prefix.shape == (2, 10, 32)
     for r in range(6):
-        x = torch.cat([prefix[r // 3], model.gpt2.embed(idx[r:r + 1])[0]])[None]  # text positions begin at 0
-        for block in model.gpt2.h:
+        x = torch.cat([prefix[r // 3], model.lm.embed(idx[r:r + 1])[0]])[None]  # text positions begin at 0
+        for block in model.lm.h:
             x = block(x)
-        torch.testing.assert_close(logits[r], model.gpt2.head(x)[0, 10:], rtol=0, atol=1e-5)
+        torch.testing.assert_close(logits[r], model.lm.head(x)[0, 10:], rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
 def test_the_mlp_mapper_reads_the_class_token_alone():
     model = build("prefix-mlp").eval()
-    feats = model.see(inputs()[0])
+    feats = model.image_features(inputs()[0])
     fc, proj = model.method.mapper.c_fc, model.method.mapper.c_proj
     z = F.layer_norm(feats[:, 0], (24,))
     slow = (proj.weight @ torch.tanh(fc.weight @ z[1] + fc.bias) + proj.bias).view(10, 32)
-    torch.testing.assert_close(model.method.look(feats)[1], slow, rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.method.encode_image(feats)[1], slow, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
@@ -54,8 +54,8 @@ def test_the_mlp_mapper_reads_the_class_token_alone():
 def test_the_transformer_mapper_gives_what_has_become_of_the_constants(name):
     """[image | constants] through the transformer, of which the last P are the prefix; one image at a time."""
     model = build(name).eval()
-    feats, m = model.see(inputs()[0]), model.method.mapper
-    prefix = model.method.look(feats)
+    feats, m = model.image_features(inputs()[0]), model.method.mapper
+    prefix = model.method.encode_image(feats)
     for b in range(2):
         z = F.layer_norm(feats[b], (24,))
         image = (m.linear.weight @ z[0] + m.linear.bias).view(10, 32) if name == "prefix" else m.linear(z)
@@ -71,10 +71,10 @@ def test_the_transformer_mapper_gives_what_has_become_of_the_constants(name):
 def test_which_image_tokens_are_read():
     for name, reads in (("prefix", False), ("prefix-mlp", False), ("prefix-all", True)):
         model = build(name).eval()
-        feats = model.see(inputs()[0])
+        feats = model.image_features(inputs()[0])
         other = feats.clone()
         other[:, 3] = torch.randn(24)
-        assert torch.equal(model.method.look(feats), model.method.look(other)) != reads, name
+        assert torch.equal(model.method.encode_image(feats), model.method.encode_image(other)) != reads, name
 
 
 def test_settings_that_do_not_fit_are_refused():

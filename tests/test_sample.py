@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 GAZE = '''
 import torch
-from model import Method as Base, picked
+from model import Method as Base, select
 
 TEXT, START = "a bc d", 3  # what it writes, and the tokens in front of it: <EOT> x y
 
@@ -45,21 +45,21 @@ class Method(Base):
         super().__init__()
         self.unused = torch.nn.Parameter(torch.zeros(1))
 
-    def block(self, l, block, x, ctx, rows):
-        if self.watch is not None:
+    def block(self, l, block, x, ctx, state):
+        if self.record_attention is not None:
             R, T, N = len(x), x.shape[1], ctx.shape[1]
             att = torch.zeros(R, 2, T, N)
             att[:, :, range(T), range(1, T + 1)] = 1  # image token 0 is the class token
-            self.watch.append((l, att))
-        return block(x, rows.cache, l)
+            self.record_attention.append((l, att))
+        return block(x, state.cache, l)
 
-    def head(self, gpt2, x, ctx, rows):
-        ids = [*gpt2.tokenizer.encode_ordinary(TEXT), gpt2.tokenizer.eot_token]
-        logits = torch.zeros(*x.shape[:2], gpt2.config.vocab_size)
+    def logits(self, lm, x, ctx, state):
+        ids = [*lm.tokenizer.encode_ordinary(TEXT), lm.tokenizer.eot_token]
+        logits = torch.zeros(*x.shape[:2], lm.config.vocab_size)
         for t in range(x.shape[1]):
-            place = min(max(rows.t + t + 1 - START, 0), len(ids) - 1)  # of what comes after t
+            place = min(max(state.pos + t + 1 - START, 0), len(ids) - 1)  # of what comes after t
             logits[:, t, ids[place]] = 30
-        return picked(logits, rows)
+        return select(logits, rows)
 '''
 
 
@@ -84,7 +84,7 @@ def checkpoint(folder, method, run="run", dataset="mine"):
     with torch.no_grad():
         for p in model.trained().values():
             p.add_(torch.randn_like(p))
-    model.origin = {"method": method, "config": dataclasses.asdict(config()), "dataset": dataset,
+    model.run_info = {"method": method, "config": dataclasses.asdict(config()), "dataset": dataset,
                     "gpt2": {"name": str(folder / "lm"), "sha256": fingerprint(lm)},
                     "clip": {"name": str(folder / "vit.safetensors"), "sha256": fingerprint(vit)},
                     "train_lm": False, "train_vision": False}
@@ -248,27 +248,27 @@ def test_tokens_are_joined_to_words_at_leading_spaces():
 def test_a_words_map_is_that_of_the_position_in_front_of_it(gazing, tmp_path):
     """See the table at the top; " bc" is three tokens, and their maps are averaged."""
     model = SeeGPT.load(gazing)
-    feats = model.see(torch.randn(1, 3, 32, 32))
+    feats = model.image_features(torch.randn(1, 3, 32, 32))
     (text, ids), = model.generate(feats, "xy", beam=2, with_ids=True)
     assert text == "a bc d"
-    start = [model.gpt2.tokenizer.eot_token, *model.gpt2.tokenizer.encode_ordinary("xy")]
+    start = [model.lm.tokenizer.eot_token, *model.lm.tokenizer.encode_ordinary("xy")]
     maps = sample.look(model, feats, start, ids)
     assert maps.shape == (6, 4, 4)
     seen = {word: maps[places].mean(0).flatten()
-            for word, places in sample.words(model.gpt2.tokenizer, ids)}
+            for word, places in sample.words(model.lm.tokenizer, ids)}
     patches = {word: m.nonzero().flatten().tolist() for word, m in seen.items()}
     assert patches == {"a": [2], "bc": [3, 4, 5], "d": [6, 7]}
     assert seen["a"][2] == 1 and torch.allclose(seen["bc"][3:6], torch.tensor(1 / 3))
-    assert model.method.watch is None
+    assert model.method.record_attention is None
 
 
 def test_attention_is_the_mean_over_heads_and_layers_of_the_method(trained):
     model = SeeGPT.load(trained)
-    feats, start, ids = model.see(torch.randn(1, 3, 32, 32)), [256, 5], [7, 8, 9]
+    feats, start, ids = model.image_features(torch.randn(1, 3, 32, 32)), [256, 5], [7, 8, 9]
     maps = sample.look(model, feats, start, ids)
-    model.method.watch = []
+    model.method.record_attention = []
     model(feats, torch.tensor([[256, 5, 7, 8, 9]]))
-    (_, low), (_, high) = model.method.watch  # 2 layers, (1, 2 heads, 5, 17) each
+    (_, low), (_, high) = model.method.record_attention  # 2 layers, (1, 2 heads, 5, 17) each
     by_hand = np.zeros(16)
     for patch in range(16):
         for att in (low, high):
@@ -280,9 +280,9 @@ def test_attention_is_the_mean_over_heads_and_layers_of_the_method(trained):
 
 def test_a_method_that_attends_to_nothing_is_told_so(trained, tmp_path):
     model = SeeGPT.load(trained)
-    model.method.block = lambda l, block, x, ctx, rows: block(x, rows.cache, l)
+    model.method.block = lambda l, block, x, ctx, state: block(x, state.cache, l)
     with pytest.raises(UserError, match="does not attend"):
-        sample.look(model, model.see(torch.randn(1, 3, 32, 32)), [256], [1, 2])
+        sample.look(model, model.image_features(torch.randn(1, 3, 32, 32)), [256], [1, 2])
 
 
 # ---------------------------------------------------------------------------- pictures

@@ -157,7 +157,7 @@ def test_the_files_say_how_they_were_made(name):
     """The command, and the world they were made from: it is the one that is here."""
     notes = metadata(SHAPES / f"tiny-{name}")
     assert notes["command"] == f"python data/shapes/pretrain.py {name}" and {"seed", "steps"} <= notes.keys()
-    assert notes["data_sha256"] == pretrain.origin(pretrain.Config(), 0)["data_sha256"]
+    assert notes["data_sha256"] == pretrain.run_info(pretrain.Config(), 0)["data_sha256"]
     assert (SHAPES / f"tiny-{name}" / "model.safetensors").stat().st_size < 5e6
 
 

@@ -79,19 +79,19 @@ def unbroken(dataset, tmp_path_factory):
 # ---------------------------------------------------------------------------- rows of text
 
 def test_a_row_is_asked_for_every_word_and_the_end_and_for_no_padding():
-    """"a star" -> idx [EOT, a, star], targets [a, star, EOT]; a shorter caption is padded with -1."""
+    """"a star" -> idx [EOT, a, star], targets [a, star, EOT]; a shorter caption is pad with -1."""
     a, star, red = (ENC.encode_ordinary(w)[0] for w in ("a", " star", " red"))
-    idx, targets, cond = train.rows_of([[("", {"a star": 1}), ("", {"a": 1})]], 3, ENC, 40)
+    idx, targets, cond = train.text_rows([[("", {"a star": 1}), ("", {"a": 1})]], 3, ENC, 40)
     assert idx.tolist() == [[EOT, a, star], [EOT, a, EOT], [EOT, EOT, EOT]] and cond.tolist() == [1, 1, 1]
     assert targets.tolist() == [[a, star, EOT], [a, EOT, -1], [-1, -1, -1]]
-    _, targets, _ = train.rows_of([[("", {"a red star": 1})]], 1, ENC, max_tokens=2)
+    _, targets, _ = train.text_rows([[("", {"a red star": 1})]], 1, ENC, max_tokens=2)
     assert targets.tolist() == [[a, red, EOT]]
 
 
 def test_the_exclamation_mark_survives():
     """pitfall: id 0 is "!" in GPT-2's vocabulary. Who pads with 0 never learns it."""
     bang, = ENC.encode_ordinary("!")
-    _, targets, _ = train.rows_of([[("", {"!": 1}), ("", {"a star": 1})]], 2, ENC, 40)
+    _, targets, _ = train.text_rows([[("", {"!": 1}), ("", {"a star": 1})]], 2, ENC, 40)
     assert targets[0].tolist() == [bang, EOT, -1]
 
 
@@ -120,11 +120,11 @@ def test_images_with_1_5_6_and_7_captions_in_a_batch_have_the_loss_of_one_captio
     texts = ["a star", "a", "a red star", "red", "a red", "star", "star star"]
     texts = [[("", {text: 1}) for text in texts[:n]] for n in (1, 5, 6, 7)]
     enc = ByteLike()
-    loss = model(images, *train.rows_of(texts, 7, enc, 40))[1]
+    loss = model(images, *train.text_rows(texts, 7, enc, 40))[1]
     total, count = 0.0, 0
     for image, captions in zip(images, texts):
         for text in captions:
-            idx, targets, _ = train.rows_of([[text]], 1, enc, 40)
+            idx, targets, _ = train.text_rows([[text]], 1, enc, 40)
             n = int((targets != -1).sum())
             total, count = total + model(image[None], idx, targets)[1].item() * n, count + n
     assert abs(loss.item() - total / count) < 1e-5
@@ -142,7 +142,7 @@ class ByteLike:
 
 def test_batches_are_a_function_of_the_step_and_every_epoch_sees_every_image(dataset):
     config, _, _ = train.command_line(flags(dataset, "x"))
-    data = train.Batches(train.entries_of(train.load_split(dataset, "train")), ENC, config, 64)
+    data = train.Batches(train.group_by_image(train.load_split(dataset, "train")), ENC, config, 64)
     places = [train.order(config.seed, e, 18).tolist() for e in range(3)]
     assert all(sorted(p) == list(range(18)) for p in places) and places[0] != places[1]
     (images, idx, *_), = data[4]  # steps 4: places 16, 17 of epoch 0 and 0, 1 of epoch 1
@@ -153,7 +153,7 @@ def test_batches_are_a_function_of_the_step_and_every_epoch_sees_every_image(dat
 
 def test_surplus_captions_come_up_in_other_epochs(dataset):
     config, _, _ = train.command_line(flags(dataset, "x"))
-    entries = train.entries_of(train.load_split(dataset, "train"))
+    entries = train.group_by_image(train.load_split(dataset, "train"))
     data, seen = train.Batches(entries, ENC, config, 64), set()
     for epoch in range(12):
         (_, idx, *_), = data.micro([(3, np.random.default_rng((config.seed, 1, epoch, 3)))])
@@ -245,9 +245,9 @@ def test_the_checkpoint_holds_the_method_and_nothing_frozen(dataset, unbroken):
 def test_a_run_is_never_overwritten(dataset, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = train.Config(dataset="shapes")
-    assert train.folder_for(config) == Path("out/shapes-ituning")
+    assert train.run_folder(config) == Path("out/shapes-ituning")
     Path("out/shapes-ituning").mkdir(parents=True)
-    assert train.folder_for(config) == Path("out/shapes-ituning-2")
+    assert train.run_folder(config) == Path("out/shapes-ituning-2")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "resume.pt").write_bytes(b"")
     with pytest.raises(UserError, match="already holds a run"):
@@ -322,7 +322,7 @@ def test_tuned_backbones_have_a_rate_of_their_own():
     for n, p in model.trained().items():
         assert rate[id(p)] == (3.0 if n.startswith("method.") else 2.0), n
         assert decay[id(p)] == (0.1 if p.dim() >= 2 else 0.0), n
-    assert model.gpt2.wte.weight is not model.method.w_fuse.weight
+    assert model.lm.wte.weight is not model.method.w_fuse.weight
 
 
 def test_the_backbones_move_with_their_rate(dataset, tmp_path):
@@ -339,7 +339,7 @@ def test_the_backbones_move_with_their_rate(dataset, tmp_path):
 
 def test_the_rate_rises_then_falls_to_zero():
     one, half = torch.nn.Parameter(torch.zeros(2, 2)), torch.nn.Parameter(torch.zeros(2))
-    optimizer, rates = torch.optim.AdamW(train.groups_of([one], 1.0, 0.1) + train.groups_of([half], 0.5, 0.1)), []
+    optimizer, rates = torch.optim.AdamW(train.parameter_groups([one], 1.0, 0.1) + train.parameter_groups([half], 0.5, 0.1)), []
     for step in range(101):
         train.schedule(optimizer, step, 10, 100)
         rates.append(optimizer.param_groups[0]["lr"])

@@ -9,7 +9,7 @@ from lib.cli import UserError
 from clip_vit import CLIPViT
 from gpt2 import GPT2, Cache, GPT2Config
 from ituning import VCGPT, Vanilla
-from model import Rows, SeeGPT
+from model import TextState, SeeGPT
 from test_methods import build, inputs
 from test_model import EOT, slow_beam
 
@@ -102,13 +102,13 @@ def slow_tokens(feats):
 def test_vanilla_equals_the_equations_written_with_loops(name):
     model = build(name).eval()
     images, idx, _ = inputs()
-    feats = model.see(images)
+    feats = model.image_features(images)
     logits, _ = model(images, idx)
     for r in (0, 2, 3, 5):  # rows 0-2 belong to image 0, rows 3-5 to image 1
-        x = model.gpt2.embed(idx[r:r + 1])[0]
-        for block, insert in zip(model.gpt2.h, model.method.insert):
+        x = model.lm.embed(idx[r:r + 1])[0]
+        for block, insert in zip(model.lm.h, model.method.insert):
             x = slow_insert(block, insert, x, slow_tokens(feats[r // 3]))
-        torch.testing.assert_close(logits[r], model.gpt2.head(x), rtol=0, atol=2e-5)
+        torch.testing.assert_close(logits[r], model.lm.head(x), rtol=0, atol=2e-5)
 
 
 @torch.no_grad()
@@ -117,18 +117,18 @@ def test_vcgpt_equals_the_equations_written_with_loops():
     model = build("vcgpt").eval()
     m = model.method
     images, idx, _ = inputs()
-    feats = model.see(images)
+    feats = model.image_features(images)
     logits, _ = model(images, idx)
     for r in (0, 2, 3, 5):
-        x = model.gpt2.embed(idx[r:r + 1])
-        for block in model.gpt2.h:
+        x = model.lm.embed(idx[r:r + 1])
+        for block in model.lm.h:
             x = block(x)
-        h_G = t = norm(x[0], model.gpt2.ln_f)
+        h_G = t = norm(x[0], model.lm.ln_f)
         u = m.proj(slow_tokens(feats[r // 3]))
         for visual, block, insert in zip(m.visual, m.text, m.insert):
             u = slow_visual(visual, u)
             t = slow_insert(block, insert, t, u)
-        slow = h_G @ model.gpt2.wte.weight.T + norm(t, m.ln) @ m.w_fuse.weight.T
+        slow = h_G @ model.lm.wte.weight.T + norm(t, m.ln) @ m.w_fuse.weight.T
         torch.testing.assert_close(logits[r], slow, rtol=1e-5, atol=1e-4)
 
 
@@ -141,13 +141,13 @@ def test_self_ensemble_is_exactly_the_sum_and_without_it_the_stack_speaks_alone(
     both, _ = model(images, idx)
     model.method.config.self_ensemble = False
     alone, _ = model(images, idx)
-    assert torch.equal(both, alone + model.gpt2(idx))
+    assert torch.equal(both, alone + model.lm(idx))
     model.method.w_fuse.weight.mul_(2)
     torch.testing.assert_close(model(images, idx)[0], 2 * alone)  # W_fuse h_fuse and nothing else
     model.method.w_fuse.weight.zero_()
     assert model(images, idx)[0].abs().max() == 0
     model.method.config.self_ensemble = True
-    assert torch.equal(model(images, idx)[0], model.gpt2(idx))
+    assert torch.equal(model(images, idx)[0], model.lm(idx))
 
 
 @torch.no_grad()
@@ -157,14 +157,14 @@ def test_w_fuse_starts_at_random_beside_the_embedding():
     logits, _ = model(*inputs()[:2])
     assert 0.4 < logits.std() < 0.8
     w = model.method.w_fuse.weight
-    assert w.shape == model.gpt2.wte.weight.shape and w.data_ptr() != model.gpt2.wte.weight.data_ptr()
+    assert w.shape == model.lm.wte.weight.shape and w.data_ptr() != model.lm.wte.weight.data_ptr()
 
 
 def test_gpt2_below_a_fusion_stack_runs_without_gradients():
     """Nothing below the stack is trained, so the backward pass never enters GPT-2; with --train_lm it does."""
     for train_lm in (False, True):
         model, seen = build("vcgpt", train_lm=train_lm), []
-        for block in model.gpt2.h:
+        for block in model.lm.h:
             block.register_forward_hook(lambda m, x, y: seen.append(y.requires_grad))
         model(*inputs())[1].backward()
         assert seen == [train_lm] * 3
@@ -174,9 +174,9 @@ def test_the_fusion_stack_keeps_a_cache_of_its_own():
     """GPT-2's 3 layers and 2 above them, all of the length of the text."""
     model = build("vcgpt").eval()
     images, idx, _ = inputs()
-    cache = Cache(model.method.layers(model.gpt2), 7)
+    cache = Cache(model.method.layers(model.lm), 7)
     with torch.no_grad():
-        model.read(idx, model.method.look(model.see(images)), Rows(cache))
+        model.forward_text(idx, model.method.encode_image(model.image_features(images)), TextState(cache))
     assert cache.len == [7] * 5
 
 
@@ -186,7 +186,7 @@ def test_cached_batched_beam_search_equals_a_plain_one(name, beam, penalty):
     """All caches are reordered alike, those of a stack or behind a prefix too."""
     model = build(name).eval()
     with torch.no_grad():  # so that texts end now and then
-        model.gpt2.wte.weight[EOT] *= 2
+        model.lm.wte.weight[EOT] *= 2
     torch.manual_seed(6)
     images = torch.randn(6, 3, 16, 16)
     out, scores = model.beam(images, torch.tensor([[EOT, 4, 9]] * 6), beam, 7, penalty)

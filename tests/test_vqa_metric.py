@@ -49,8 +49,8 @@ def slow_line(text):
 
 def slow_normal(text):
     text = slow_line(text)
-    padded = f"x{text}x"  # so that every character has two neighbours, and the ends are no space
-    around = [(padded[i], padded[i + 2]) for i in range(len(text))]
+    pad = f"x{text}x"  # so that every character has two neighbours, and the ends are no space
+    around = [(pad[i], pad[i + 2]) for i in range(len(text))]
     thousands = any(c == "," and left in DIGITS and right in DIGITS for c, (left, right) in zip(text, around))
     spaced = {c for c, neighbours in zip(text, around) if " " in neighbours}
     chars = []

@@ -158,7 +158,7 @@ def metadata(path):
         return header(path)[1] if sniff(path) == "safetensors" else {}
 
 
-def fill(build, tensors, path):
+def load_into(build, tensors, path):
     """The frozen-ready model made by build() with exactly these tensors, in float32 and eval mode.
 
     UserError if a tensor is missing, unknown or of the wrong shape: nothing is skipped silently.

@@ -148,7 +148,7 @@ def write(path, tensors, metadata=None):
         if not all(isinstance(s, str) for pair in metadata.items() for s in pair):
             raise UserError(f"{path}: safetensors metadata can only map strings to strings")
         table["__metadata__"] = dict(metadata)
-    # Wide numbers first, and the header padded to 8 bytes: so every tensor begins at a multiple of
+    # Wide numbers first, and the header pad to 8 bytes: so every tensor begins at a multiple of
     # its item size, and other readers can map the file into memory.
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     for name in order:

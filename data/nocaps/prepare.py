@@ -35,6 +35,7 @@ from data.common import (assert_counts, check_image, clean, escapes, keep_usable
                          printable, write_captions)
 from lib.cli import UserError, opt, parse, run
 from lib.files import progress, read_json, replacing
+from weights.download import download
 
 URL = "https://nocaps.s3.amazonaws.com/nocaps_val_4500_captions.json"
 COUNTS = {"val": (4_500, 45_000)}

@@ -154,7 +154,7 @@ def as_mask(mask, size):
 
 def gather(rows, box, mask, sizes, masks):
     """{image's id: {"proposals": [...], "masks": [...]}} of rows, one a box; box and mask are the keys of a
-    row, and masks tells whether they are wanted. Rows of images not in sizes, {image's id: [h, w]}, are
+    row, and masks tells whether they are wanted. TextState of images not in sizes, {image's id: [h, w]}, are
     skipped: a detector may have looked at more."""
     found = {}
     for row in rows:

@@ -29,6 +29,7 @@ from data.common import (assert_numbers, clean, escapes, fetch_images, images_of
                          write_items)
 from lib.cli import UserError, opt, parse, run
 from lib.files import read_json
+from weights.download import download
 
 SITE = "https://raw.githubusercontent.com/lupantech/ScienceQA/main/data/scienceqa/"
 ZIPS = "https://scienceqa.s3.us-west-1.amazonaws.com/images/"
@@ -66,8 +67,6 @@ def main(config):
     folder = Path(config.folder or HERE).expanduser()
     out = Path(config.out or HERE).expanduser()
     if config.download:
-        from weights.download import download
-
         for name in FILES:  # no hashes are published; the counts are checked below
             download(f"{SITE}{name}", folder / name)
     data = {name: read_json(folder / name, f"fetch {SITE}{name} and put it there, or run with --download")

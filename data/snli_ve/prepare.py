@@ -31,6 +31,7 @@ sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the impor
 
 from data.common import assert_numbers, clean, escapes, keep_usable, write_answers, write_items
 from lib.cli import UserError, opt, parse, run
+from weights.download import download
 
 SITE = "https://github.com/necla-ml/SNLI-VE"  # links to files on Google Drive
 COPY = "https://storage.googleapis.com/allennlp-public-data/snli-ve/"
@@ -87,8 +88,6 @@ def main(config):
     splits, skipped = {}, {"sentences without a label": []}
     for split, name in FILES.items():
         if config.download and not (folder / name).exists():
-            from weights.download import download
-
             # No size or hash is published; the counts are checked below.
             download(f"{COPY}{name}.gz", folder / f"{name}.gz")
         splits[split], undecided = read(folder / name)
