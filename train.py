@@ -35,11 +35,11 @@ from data.shapes.exact import report_exact
 from data.tasks import answer_vocabulary, group_by_image, task_of
 from gpt2 import GPT2
 from lib import pictures
-from lib.cli import UserError, opt, parse, run
+from lib.cli import clock, opt, parse, run, UserError
 from lib.devices import peak_memory, pick_device, pick_dtype, Processes, to_device
 from lib.files import repo_path, replacing
 from lib.optim import parameter_groups, schedule
-from lib.runs import Stop, clock, run_folder, ignore_ctrl_c, load_resume, open_log, save_resume
+from lib.runs import Stop, run_folder, ignore_ctrl_c, load_resume, open_log, save_resume
 from model import check_context, checkpoint_file, find_method, read_run_info, SeeGPT
 from prompts import Bandit, reward, soft_accuracy
 from weights.reading import fingerprint, read

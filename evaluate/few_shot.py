@@ -14,11 +14,10 @@ from data.batches import pad
 from evaluate.regions import chosen, hits_of, load, painted, paints_of, regions
 from evaluate.tables import markdown
 from lib import pictures
-from lib.cli import UserError
+from lib.cli import clock, UserError
 from lib.files import read_json, write_json
 from lib.optim import parameter_groups, schedule
 from lib.pictures import open_image
-from lib.runs import clock
 from model import TextState
 from prompts import NONE, blank, fill_in, paint, whole_image_features
 

@@ -84,8 +84,22 @@ def parse(*configs, argv=None, defaults=None, usage=None, peek=False):
             for config in configs]
 
 
+def note(text, end="\n"):
+    """Says something on stderr: stdout is for results alone."""
+    print(text, end=end, file=sys.stderr, flush=True)
+
+
+def clock(seconds):
+    """75 -> "1:15"; 3700 -> "1:01:40"."""
+    m, s = divmod(round(seconds), 60)
+    h, m = divmod(m, 60)
+    return f"{h}:{m:02}:{s:02}" if h else f"{m}:{s:02}"
+
+
 def run(main):
     """Calls main() and leaves the process: a UserError becomes one line and exit status 1."""
+    for stream in (sys.stdout, sys.stderr):  # a character they lack becomes its number
+        stream.reconfigure(errors="backslashreplace")
     try:
         main()
     except UserError as e:

@@ -83,13 +83,6 @@ def open_log(path, step):
     return open(path, "a", buffering=1, encoding="utf-8")
 
 
-def clock(seconds):
-    """75 -> "1:15"; 3700 -> "1:01:40"."""
-    m, s = divmod(round(seconds), 60)
-    h, m = divmod(m, 60)
-    return f"{h}:{m:02}:{s:02}" if h else f"{m}:{s:02}"
-
-
 def ignore_ctrl_c(worker):
     """A data worker lets the main process decide when to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
