@@ -41,22 +41,33 @@ def replacing(path):
             temporary.unlink()
 
 
-def progress(label, total):
+def progress(label, total, start=0, megabytes=False):
     """Gives back show(done), which says how many of total are done and the time left: on a
-    terminal in one line that renews itself, in a log file in one line for every tenth."""
+    terminal in one line that renews itself, in a log file in one line for every tenth.
+
+    total: None if unknown. start: what was done before. megabytes: bytes are counted.
+    """
     terminal, began = sys.stderr.isatty(), time.monotonic()
-    due = step = max(1, total // (1000 if terminal else 10))
+    step = max(1, (total or 10**9) // (1000 if terminal else 10))
+    due = start + step
+
+    def count(n):
+        return f"{n / 1e6:,.1f}" if megabytes else f"{n:,}"
 
     def show(done):
         nonlocal due
         if done < due and done != total:
             return
         due = done + step
-        left = (time.monotonic() - began) * (total - done) / max(done, 1)
-        left = f"{left / 60:.0f} min" if left > 100 else f"{left:.0f} s"
-        text = f"{label}: {done:,} of {total:,}, {left} left"
+        speed = max(done - start, 1) / max(time.monotonic() - began, 1e-9)
+        text = f"{label}: {count(done)}{' MB' * megabytes}"
+        if total is not None:
+            left = (total - done) / speed
+            left = f"{left / 60:.0f} min" if left > 100 else f"{left:.0f} s"
+            text += f" of {count(total)}, {left} left"
+        text += f", {count(speed)} MB/s" * megabytes
         end = "" if terminal and done != total else "\n"
-        print("\r" * terminal + text.ljust(70 * terminal), end=end, file=sys.stderr, flush=True)
+        print("\r" * terminal + text.ljust(78 * terminal), end=end, file=sys.stderr, flush=True)
 
     return show
 

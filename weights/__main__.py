@@ -1,10 +1,14 @@
-"""python -m weights: lists, fetches and describes weight files."""
+"""Lists, fetches and describes weight files.
+
+    python -m weights                       the public files known here
+    python -m weights gpt2 ViT-B/16         fetch them; say where they lie and what was checked
+    python -m weights model.safetensors     print what is inside a file or a folder
+"""
 
 import dataclasses
-from pathlib import Path
 
 from lib.cli import UserError, opt, parse, run
-from weights.public import FILES, fault, fetch
+from weights.public import FILES, fault, fetch, locate
 from weights.reading import metadata, read
 
 
@@ -33,8 +37,8 @@ def main(config):
             size = f"{public.size / 1e6:,.1f} MB" if public.size else "size unknown"
             print(f"{name:34} {size:>12}  {public.urls[0]}")
     for what in config.what:
-        if what not in FILES and Path(what).exists():
-            describe(what)
+        if what not in FILES:
+            describe(locate(what))
             continue
         path, public = fetch(what), FILES[what]
         if problem := fault(path, public, full=True):

@@ -1,49 +1,28 @@
-"""Downloads that go on where they stopped and are checked before they get their name."""
+"""Downloads that go on where they stopped and are checked before they get their final name.
+
+    addresses, one after the other        checks: size, hash, structure
+                   |                                     |
+                   +---> path.part, grows and resumes ---+---> path, complete and right
+
+So a file that has its final name can be trusted, and a broken download costs nothing twice.
+"""
 
 import hashlib
 import http.client
 import os
-import sys
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
 
 from lib.cli import UserError
+from lib.files import progress
 
-#     addresses, one after the other        checks: size, sha256, structure
-#                    |                                     |
-#                    +---> path.part, grows and resumes ---+---> path, complete and right
-#
-# So a file that has its final name can be trusted, and a broken download costs nothing twice.
 TIMEOUT = 30  # seconds without a single byte
 
 
 class Broken(Exception):
     """What is wrong with one address; the next one may still do."""
-
-
-def progress(name, start, total):
-    """Gives back show(bytes so far): on a terminal one line that renews itself, with MB/s and the
-    time left; in a log file one line for every tenth. total in bytes, None if unknown."""
-    terminal, began, due = sys.stderr.isatty(), time.monotonic(), 0
-
-    def show(have):
-        nonlocal due  # seconds on a terminal, bytes in a log file
-        seconds = time.monotonic() - began
-        if (seconds if terminal else have) < due and have != total:
-            return
-        due = seconds + 0.2 if terminal else have + (total or 10**9) / 10
-        speed = (have - start) / max(seconds, 1e-9)
-        text = f"{name}: {have / 1e6:,.1f} MB"
-        if total:
-            text += f" of {total / 1e6:,.1f}, {max(total - have, 0) / max(speed, 1):,.0f} s left"
-        text += f", {speed / 1e6:,.1f} MB/s"
-        end = "" if terminal and have != total else "\n"
-        print("\r" * terminal + text.ljust(78 * terminal), end=end, file=sys.stderr, flush=True)
-
-    return show
 
 
 def pull(url, part, size):
@@ -87,7 +66,7 @@ def pull(url, part, size):
 
 def receive(reply, part, have, total, size):
     """Writes what the open reply sends behind the have bytes of part."""
-    show = progress(part.stem, have, total)
+    show = progress(part.stem, total, have, megabytes=True)
     with open(part, "ab" if have else "wb") as f:
         while total is None or have < total:
             # Only this call is the network's; an OSError from the write below is the disk's.

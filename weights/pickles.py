@@ -1,4 +1,10 @@
-"""torch.save and TorchScript archives, read without running a line of theirs."""
+"""torch.save files and TorchScript archives, read without running a line of theirs.
+
+A pickle is a small program, and a hostile one runs commands on your computer while it is being
+read. So none is read freely here: torch.load gets weights_only=True, and TorchScript archives,
+which torch cannot read that way, go through an unpickler that knows the few things a tensor is made
+of and refuses everything else.
+"""
 
 import collections
 import io

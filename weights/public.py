@@ -1,4 +1,8 @@
-"""The public files: where each is published, where it may lie already, and what is checked."""
+"""The public weights: where each file is published, where it may lie already, and what is checked.
+
+A file is looked for in our cache, then in that of openai/CLIP or Hugging Face, and else downloaded
+into ours. Source of addresses and hashes of the ViTs: openai/CLIP clip/clip.py.
+"""
 
 import difflib
 import gzip
@@ -17,13 +21,12 @@ from weights.safetensors import header
 
 
 class Public(typing.NamedTuple):
-    """A published file: its place under the cache folder, its addresses, and its bytes and sha256,
-    None where we found no source for them; its Hugging Face repository, if it has one."""
-    file: str
+    """A published file. size and sha256 are None where we found no source for them."""
+    file: str  # its place under the cache folder
     urls: list
-    size: int | None
+    size: int | None  # bytes
     sha256: str | None
-    repo: str | None = None
+    repo: str | None = None  # on Hugging Face
 
 
 # name, bytes, sha256; a dash where we found no source that is certain. The two tokenizer files
@@ -48,7 +51,8 @@ HUB = {"gpt2": ("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd
        "gpt2-xl": ("openai-community/gpt2-xl", "15ea56dee5df4983c59b2538573817e1667135e2"),
        "distilgpt2": ("distilbert/distilgpt2", "2290a62682d06624634c1f46a6ad5be0f47f38aa")}
 OPENAI = "https://openaipublic.blob.core.windows.net/"
-BPE = "bpe_simple_vocab_16e6.txt.gz"
+# OpenAI has the very same tokenizer files under its own names.
+ENCODINGS = {"vocab.json": "encoder.json", "merges.txt": "vocab.bpe"}
 
 
 def public_files():
@@ -56,25 +60,22 @@ def public_files():
     files = {}
     for line in TABLE.strip().splitlines():
         name, size, sha256 = (None if word == "-" else word for word in line.split())
-        size = size and int(size)
         if name.startswith("ViT"):  # OpenAI's hash is a part of the address, and two hosts have it
-            file = re.sub("[/@]", "-", name) + ".pt"
+            folder, file, repo = "clip", re.sub("[/@]", "-", name) + ".pt", None
             urls = [f"{host}clip/models/{sha256}/{file}"
                     for host in ("https://openaipublic.azureedge.net/", OPENAI)]
-            files[name] = Public(f"clip/{file}", urls, size, sha256)
-            continue
-        model, _, file = name.partition("/")
-        (repo, revision), file = HUB[model], file or "model.safetensors"
-        urls = [f"https://huggingface.co/{repo}/resolve/{r}/{file}" for r in (revision, "main")]
-        # OpenAI has the very same tokenizer files under its own names.
-        theirs = {"vocab.json": "encoder.json", "merges.txt": "vocab.bpe"}.get(file)
-        if theirs:
-            urls[1] = f"{OPENAI}gpt-2/encodings/main/{theirs}"
-        files[name] = Public(f"{model}/{file}", urls, size, sha256, repo)
-    urls = [f"https://github.com/{folder}/{BPE}" for folder in
+        else:
+            folder, _, file = name.partition("/")
+            (repo, revision), file = HUB[folder], file or "model.safetensors"
+            urls = [f"https://huggingface.co/{repo}/resolve/{r}/{file}" for r in (revision, "main")]
+            if file in ENCODINGS:
+                urls[1] = f"{OPENAI}gpt-2/encodings/main/{ENCODINGS[file]}"
+        files[name] = Public(f"{folder}/{file}", urls, size and int(size), sha256, repo)
+    bpe = "bpe_simple_vocab_16e6.txt.gz"
+    urls = [f"https://github.com/{folder}/{bpe}" for folder in
             ("openai/CLIP/raw/main/clip", "mlfoundations/open_clip/raw/main/src/open_clip")]
-    files[f"clip/{BPE}"] = Public(f"clip/{BPE}", urls, 1_356_917, "924691ac288e54409236115652ad4aa2"
-                                  "50f48203de50a9e4722a6ecd48d6804a")
+    sha256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
+    files[f"clip/{bpe}"] = Public(f"clip/{bpe}", urls, 1_356_917, sha256)
     return files
 
 
@@ -119,8 +120,9 @@ def places(public):
 
     name = Path(public.file).name
     yield folder("SEEGPT_CACHE", "~/.cache/seegpt") / public.file
-    yield Path(os.path.expanduser("~/.cache/clip")) / name  # where openai/CLIP puts its files
-    if public.repo:
+    if not public.repo:
+        yield Path(os.path.expanduser("~/.cache/clip")) / name  # where openai/CLIP puts its files
+    else:
         snapshots = folder("HF_HOME", "~/.cache/huggingface") / "hub"
         snapshots = folder("HF_HUB_CACHE", folder("HUGGINGFACE_HUB_CACHE", snapshots))
         # gpt2 had no owner before its name in former years, and old caches still say so.
@@ -131,16 +133,9 @@ def places(public):
 
 
 def fetch(name):
-    """The path of a public file: where it lies already, in our cache or in that of CLIP or Hugging
-    Face, else downloaded into $SEEGPT_CACHE (~/.cache/seegpt). The path of any other file or folder
-    is given back as it is. UserError names the nearest name, or the address and the place for a
-    file that has to be carried here by hand."""
-    if name not in FILES:
-        if Path(name).exists():
-            return Path(name)
-        near = difflib.get_close_matches(str(name), FILES, n=1, cutoff=0.4)
-        raise UserError(f"{name}: neither a file nor a known name; " + "".join(
-            f"did you mean {n}? " for n in near) + f"known: {', '.join(FILES)}")
+    """The path of the public file called name: where it lies already, else downloaded into
+    $SEEGPT_CACHE (~/.cache/seegpt). UserError names the address and the place for a file that has
+    to be carried here by hand."""
     public = FILES[name]
     ours, *others = places(public)
     # os.path's isfile also says no where we may not look; pathlib's raises.
@@ -158,5 +153,12 @@ def fetch(name):
 
 
 def locate(name):
-    """A file or folder as it is, else the local path of a public name, fetched if need be."""
-    return Path(name) if Path(name).exists() else Path(fetch(str(name)))
+    """A file or folder as it is, else the path of the public file of that name, fetched if need be.
+    UserError names the nearest public name."""
+    if Path(name).exists():
+        return Path(name)
+    if str(name) in FILES:
+        return fetch(str(name))
+    near = difflib.get_close_matches(str(name), FILES, n=1, cutoff=0.4)
+    raise UserError(f"{name}: neither a file nor a known name; " + "".join(
+        f"did you mean {n}? " for n in near) + f"known: {', '.join(FILES)}")

@@ -1,4 +1,4 @@
-"""Weight files: read by hand and safely, written, and fetched from where they are published.
+"""Reads any weight file into {name: tensor}, and such tensors into a model.
 
 A weight file is a table of named tensors. Three layouts are met in practice; read() tells them
 apart by their first bytes, whatever the file is called:
@@ -7,19 +7,8 @@ apart by their first bytes, whatever the file is called:
     torch.save   | a zip with a pickle that rebuilds a dictionary (before torch 1.6: no zip)   |
     TorchScript  | a zip with a pickle of a whole tree of modules, and one member per storage  |
 
-A pickle is a small program, and a hostile one runs commands on your computer while it is being
-read. So none is read freely here: torch.load gets weights_only=True, and TorchScript archives go
-through an unpickler that knows the few things a tensor is made of and refuses everything else.
-
-    python weights.py                       the public files this module knows
-    python weights.py gpt2 ViT-B/16         fetch them; say where they lie and what was checked
-    python weights.py model.safetensors     print what is inside a file or a folder
-
-The first half reads and writes, the second half (from "downloading" on) fetches and may be
-skipped on a first reading. Sources: safetensors/src/tensor.rs for the checks, openai/CLIP
-clip/clip.py for addresses and hashes.
-
-Next: gpt2.py
+A big model is cut into shards: several such files, and an index in JSON beside them that says which
+tensor is where.
 """
 
 import hashlib
@@ -38,24 +27,11 @@ from weights.safetensors import MAX_HEADER, header, no_twins, read_safetensors
 # What a folder of weights may hold, the preferred one first.
 NAMES = ("model.safetensors", "model.safetensors.index.json",
          "pytorch_model.bin", "pytorch_model.bin.index.json")
-
-
 OLD_TORCH = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")  # how torch.save began before 1.6
 
 
-def find(path):
-    """The file that is meant by path: itself, or the first of NAMES inside a folder."""
-    path = Path(path).expanduser()
-    if not path.is_dir():
-        return path
-    for name in NAMES:
-        if (path / name).is_file():
-            return path / name
-    raise UserError(f"{path}: this folder holds none of {', '.join(NAMES)}")
-
-
 def sniff(path):
-    """Tells "safetensors", "zip", "old" (torch before 1.6) or "index" by the first bytes.
+    """Tells "safetensors", "torch" (torch.save), "script" (TorchScript) or "index" by the content.
 
     Endings lie: "pytorch_model.bin" may be a zip or not, and OpenAI's .pt is no torch.save file.
     UserError for everything else; the usual accidents are called by their names.
@@ -73,9 +49,9 @@ def sniff(path):
         raise UserError(f"{path}: a web page, probably an error or login page saved under this "
                         "name; delete it and fetch the file again")
     if head.startswith(b"PK\x03\x04"):
-        return "zip"
+        return sniff_zip(path)
     if head.startswith(OLD_TORCH):
-        return "old"
+        return "torch"
     # Text never looks like so small a number: its 5th to 8th byte would have to be zero.
     if len(head) > 8 and int.from_bytes(head[:8], "little") <= MAX_HEADER:
         return "safetensors"
@@ -85,16 +61,8 @@ def sniff(path):
                     f"index of shards); it begins with {head[:8]!r}; fetch it again")
 
 
-def read_file(path):
-    """The tensors of one file that is no index."""
-    kind = sniff(path)
-    if kind == "safetensors":
-        return read_safetensors(path)
-    if kind == "old":
-        return read_torch(path)
-    if kind == "index":
-        raise UserError(f"{path}: JSON, where the index of shards promises a weight file; "
-                        "fetch the model again")
+def sniff_zip(path):
+    """Tells "torch" or "script" of a zip archive. UserError if torch did not write it."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = [name.rpartition("/")[2] for name in archive.namelist()]
@@ -104,8 +72,17 @@ def read_file(path):
     if members.count("data.pkl") != 1:
         raise UserError(f"{path}: a zip archive, but none that torch wrote (no single data.pkl "
                         "in it); if the weights were zipped, unzip them first")
-    # torch.load itself tells the two apart by this member.
-    return read_script(path) if "constants.pkl" in members else read_torch(path)
+    return "script" if "constants.pkl" in members else "torch"  # torch.load tells them apart so too
+
+
+def read_file(path):
+    """The tensors of one file that is no index."""
+    kind = sniff(path)
+    if kind == "index":
+        raise UserError(f"{path}: JSON, where the index of shards promises a weight file; "
+                        "fetch the model again")
+    readers = {"safetensors": read_safetensors, "torch": read_torch, "script": read_script}
+    return readers[kind](path)
 
 
 def read_index(path):
@@ -140,20 +117,31 @@ def read_index(path):
     return tensors
 
 
+def weight_file(path):
+    """The file that is meant by path: itself, or the first of NAMES inside a folder."""
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        return path
+    for name in NAMES:
+        if (path / name).is_file():
+            return path / name
+    raise UserError(f"{path}: this folder holds none of {', '.join(NAMES)}")
+
+
 def read(path):
     """All tensors {name: tensor} of a weight file, of a sharded index, or of a folder with either.
 
     They are contiguous copies on the CPU in the dtype of the file, which is often a 16-bit one.
     UserError names the file, and the tensor where there is one, and says what to do.
     """
-    path = find(path)
+    path = weight_file(path)
     with plain_errors(path):
         return read_index(path) if sniff(path) == "index" else read_file(path)
 
 
 def metadata(path):
     """The {str: str} notes in the header of a safetensors file; {} for every other kind."""
-    path = find(path)
+    path = weight_file(path)
     with plain_errors(path):
         return header(path)[1] if sniff(path) == "safetensors" else {}
 

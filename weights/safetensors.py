@@ -1,14 +1,20 @@
-"""The safetensors format, read with every check of the official reader, and written whole or not at all."""
+"""The safetensors format, read with every check of the official reader, written whole or not at all.
+
+    | N, 8 bytes, little-endian | N bytes of JSON, the header | the numbers of all tensors ... |
+
+    {"wte.weight": {"dtype": "F32", "shape": [50257, 768], "data_offsets": [0, 154389504]}, ...
+     "__metadata__": {"n_head": "12"}}
+
+data_offsets are bytes behind the header. Source: safetensors/src/tensor.rs of the official library.
+"""
 
 import io
 import json
-import os
-from pathlib import Path
 
 import torch
 
 from lib.cli import UserError
-from lib.files import plain_errors
+from lib.files import replacing
 
 MAX_HEADER = 100_000_000  # bytes of safetensors header; the official reader's limit
 # The format's names for number types -> torch's. Older versions of torch lack the last few: a file
@@ -33,9 +39,7 @@ def no_twins(pairs):
 
 
 def parse_header(raw):
-    """The JSON of a header as {name: {dtype, shape, data_offsets}} and {str: str} metadata:
-
-        {"wte.weight": {"dtype": "F32", "shape": [50257, 768], "data_offsets": [0, 154389504]}, ...
+    """The JSON of a header as {name: {dtype, shape, data_offsets}} and {str: str} metadata.
 
     Python's json is more generous than the format: it takes NaN, -0, True for 1, and the last of
     two equal names. ValueError or RecursionError for all that the official reader refuses.
@@ -101,7 +105,7 @@ def header(path):
 
     A file that passes here is as long as its tensors, so nothing that is read later can surprise.
     """
-    # sniff has seen that length is at most MAX_HEADER: a lying file cannot make us read for long.
+    # weights.reading.sniff has seen that length is at most MAX_HEADER: no lie makes us read for long.
     with open(path, "rb") as f:
         length = int.from_bytes(f.read(8), "little")
         raw = f.read(length)
@@ -142,13 +146,12 @@ def write(path, tensors, metadata=None):
     Tied tensors are written once under every name. UserError for what the format cannot hold and
     for a full or forbidden disk.
     """
-    path, names = Path(path), {dtype: name for name, dtype in DTYPES.items()}
-    table, place = {}, 0
+    names, table, place = {dtype: name for name, dtype in DTYPES.items()}, {}, 0
     if metadata:
         if not all(isinstance(s, str) for pair in metadata.items() for s in pair):
             raise UserError(f"{path}: safetensors metadata can only map strings to strings")
         table["__metadata__"] = dict(metadata)
-    # Wide numbers first, and the header pad to 8 bytes: so every tensor begins at a multiple of
+    # Wide numbers first, and the header padded to 8 bytes: so every tensor begins at a multiple of
     # its item size, and other readers can map the file into memory.
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     for name in order:
@@ -161,16 +164,7 @@ def write(path, tensors, metadata=None):
         place = end
     raw = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
-    # Written beside its place and moved there when complete: otherwise a crash half-way would leave
-    # half a checkpoint where the good one of an hour ago was.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with plain_errors(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as f:
-                f.write(len(raw).to_bytes(8, "little") + raw)
-                for name in order:
-                    f.write(raw_bytes(tensors[name].detach().cpu()))
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with replacing(path) as f:
+        f.write(len(raw).to_bytes(8, "little") + raw)
+        for name in order:
+            f.write(raw_bytes(tensors[name].detach().cpu()))

@@ -24,7 +24,7 @@ import tiktoken
 import torch
 
 from lib.cli import UserError
-from weights.public import locate
+from weights.public import fetch
 
 SOT, EOT = "<|startoftext|>", "<|endoftext|>"  # GPT-2's texts begin and end with EOT
 
@@ -73,7 +73,7 @@ def get_tokenizer(where=None, vocab_size=50257):
     except OSError:  # no network; requests' ConnectionError is an OSError
         pass
     try:
-        return read_encoding(locate("gpt2/vocab.json"))
+        return read_encoding(fetch("gpt2/vocab.json"))
     except UserError as e:
         raise UserError(f"GPT-2's tokenizer is not on this machine. {e}") from None
 
@@ -137,7 +137,7 @@ def get_clip_tokenizer(where=None):
     fetches that. A word's last symbol is marked: "red" alone and "red" in "redder" differ.
     UserError for a text of more than 75 tokens.
     """
-    path = Path(where or locate("clip/bpe_simple_vocab_16e6.txt.gz"))
+    path = Path(where or fetch("clip/bpe_simple_vocab_16e6.txt.gz"))
     path = path / "merges.txt" if path.is_dir() else path
     symbols = byte_symbols()
 
