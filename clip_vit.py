@@ -13,7 +13,7 @@
          | (B,E)                              | (B,E)
          +----------- cosine similarity ------+
 
-Paper: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision".
+Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision".
 Reference code: openai/CLIP clip/model.py; parameters keep its names. What the methods use is feats,
 the states of all N = 1 + grid*grid tokens after the last block and before ln_post.
 
@@ -22,7 +22,6 @@ B images, N image tokens, D width, E size of the shared space, nh heads, hs head
 Next: model.py
 """
 
-import json
 import re
 
 import numpy as np
@@ -32,7 +31,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from lib.cli import UserError
-from lib.pictures import rgb
+from lib.files import read_config
+from lib.pictures import to_rgb
 from weights.public import locate
 from weights.reading import load_into, metadata, read
 
@@ -52,9 +52,9 @@ class Attention(nn.Module):
 
     def forward(self, x, causal):
         B, N, D = x.shape
-        split = F.linear(x, self.in_proj_weight, self.in_proj_bias).view(B, N, 3, self.heads, D // self.heads)
-        q, k, v = split.permute(2, 0, 3, 1, 4)  # (B, nh, N, hs)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = qkv.view(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)  # (B, nh, N, hs)
         return self.out_proj(y.transpose(1, 2).reshape(B, N, D))
 
 
@@ -84,6 +84,8 @@ class ResidualAttentionBlock(nn.Module):
 
 
 class Transformer(nn.Module):
+    """The blocks one after the other, (B, N, D) -> (B, N, D)."""
+
     def __init__(self, width, layers, heads):
         super().__init__()
         self.resblocks = nn.ModuleList(ResidualAttentionBlock(width, heads) for _ in range(layers))
@@ -92,9 +94,8 @@ class Transformer(nn.Module):
             nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
             nn.init.normal_(block.mlp.c_proj.weight, std=width ** -0.5 * (2 * layers) ** -0.5)
 
-    def forward(self, x, layer=-1, causal=False):
-        """Runs the blocks up to and including number `layer` (-1: all of them)."""
-        for block in self.resblocks[:range(len(self.resblocks))[layer] + 1]:
+    def forward(self, x, causal=False):
+        for block in self.resblocks:
             x = block(x, causal)
         return x
 
@@ -105,62 +106,51 @@ class CLIPViT(nn.Module):
     def __init__(self, image_size, patch, width, layers, heads, embed_dim):
         super().__init__()
         self.image_size, self.patch, self.width = image_size, patch, width
-        grid = image_size // patch
+        n = 1 + (image_size // patch) ** 2
         self.conv1 = nn.Conv2d(3, width, patch, stride=patch, bias=False)
         self.class_embedding = nn.Parameter(torch.randn(width) * width ** -0.5)
-        self.positional_embedding = nn.Parameter(torch.randn(1 + grid * grid, width) * width ** -0.5)
+        self.positional_embedding = nn.Parameter(torch.randn(n, width) * width ** -0.5)
         self.ln_pre = nn.LayerNorm(width)
         self.transformer = Transformer(width, layers, heads)
         self.ln_post = nn.LayerNorm(width)
-        self.proj = None if embed_dim is None else nn.Parameter(torch.randn(width, embed_dim) * width ** -0.5)
+        self.proj = nn.Parameter(torch.randn(width, embed_dim) * width ** -0.5) if embed_dim else None
 
-    def positions(self, h, w):
-        """Position embeddings (1 + h*w, D) for a grid of h x w patches, interpolated if need be."""
-        pos = self.positional_embedding
-        grid = round((len(pos) - 1) ** 0.5)
-        if (h, w) == (grid, grid):
-            return pos
-        # As transformers' interpolate_pos_encoding; differs: open_clip antialiases when shrinking.
-        patches = pos[1:].view(1, grid, grid, -1).permute(0, 3, 1, 2)
-        patches = F.interpolate(patches, (h, w), mode="bicubic", align_corners=False)
-        return torch.cat([pos[:1], patches.permute(0, 2, 3, 1).reshape(h * w, -1)])
+    def forward(self, images):
+        """Preprocessed images (B, 3, H, W) of side image_size -> feats (B, N, D), before ln_post.
 
-    def forward(self, images, layer=-1):
-        """Preprocessed images (B, 3, H, W) -> feats (B, N, D), the output of block `layer`.
-
-        Before ln_post. Token 0 is the class token, then the patches row by row. H and W are
-        multiples of the patch side, any size: the position embeddings are interpolated.
+        Token 0 is the class token, then the patches row by row. UserError for another size.
         """
-        if images.shape[-1] % self.patch or images.shape[-2] % self.patch:
-            raise UserError(f"an image of {images.shape[-1]} x {images.shape[-2]} pixels cannot be cut "
-                            f"into patches of {self.patch}: choose a multiple")
-        x = self.conv1(images)  # (B, D, h, w)
-        B, D, h, w = x.shape
-        x = torch.cat([self.class_embedding.expand(B, 1, D), x.flatten(2).transpose(1, 2)], 1)
-        x = self.ln_pre(x + self.positions(h, w))  # (B, N, D)
-        return self.transformer(x, layer)
+        if images.shape[-2:] != (self.image_size, self.image_size):
+            raise UserError(f"images of {images.shape[-1]} x {images.shape[-2]} pixels, but this "
+                            f"ViT sees {self.image_size} x {self.image_size}: use preprocess")
+        x = self.conv1(images).flatten(2).transpose(1, 2)  # (B, grid * grid, D)
+        x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], 1)  # (B, N, D)
+        return self.transformer(self.ln_pre(x + self.positional_embedding))
 
     def encode_image(self, images):
-        """Images (B, 3, H, W) -> (B, E) in the space shared with the text tower, not normalised."""
+        """Images -> (B, E) in the space shared with the text tower, not normalised."""
         if self.proj is None:
-            raise UserError("these image weights have no projection (visual_projection): use a full CLIP file")
+            raise UserError("these image weights have no projection (visual_projection): use a "
+                            "full CLIP file")
         return self.ln_post(self(images)[:, 0]) @ self.proj
 
     @classmethod
     def from_pretrained(cls, name):
-        """Loads "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px", a file or a folder; float32, eval.
+        """Loads "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px", a file or a folder.
 
-        OpenAI's .pt archives and transformers' CLIPModel, CLIPVisionModel(WithProjection) files. All
-        sizes are read off the tensors. UserError if one is missing, unknown or of the wrong shape.
+        OpenAI's .pt archives and transformers' CLIPModel, CLIPVisionModel(WithProjection) files; all
+        sizes are read off the tensors. The model is float32 and in eval mode. UserError if a tensor
+        is missing, unknown or of the wrong shape.
         """
         path = locate(name)
         tensors, heads = read_clip(path)
-        tensors = {k.removeprefix("visual."): t for k, t in tensors.items() if k.startswith("visual.")}
-        width, layers, heads = tower_sizes(tensors, "conv1.weight", 0, heads["vision"], path)
-        patch = tensors["conv1.weight"].shape[-1]
-        grid = round((len(tensors["positional_embedding"]) - 1) ** 0.5)
-        embed_dim = tensors["proj"].shape[-1] if "proj" in tensors else None
-        return load_into(lambda: cls(grid * patch, patch, width, layers, heads, embed_dim), tensors, path)
+        ours = {k.removeprefix("visual."): t for k, t in tensors.items() if k.startswith("visual.")}
+        width, layers, heads = tower_sizes(ours, "conv1.weight", 0, heads["vision"], path)
+        patch = ours["conv1.weight"].shape[-1]
+        grid = round((len(ours["positional_embedding"]) - 1) ** 0.5)
+        embed_dim = ours["proj"].shape[-1] if "proj" in ours else None
+        build = lambda: cls(grid * patch, patch, width, layers, heads, embed_dim)
+        return load_into(build, ours, path)
 
 
 class CLIPText(nn.Module):
@@ -174,13 +164,13 @@ class CLIPText(nn.Module):
         self.transformer = Transformer(width, layers, heads)
         self.ln_final = nn.LayerNorm(width)
         self.text_projection = nn.Parameter(torch.randn(width, embed_dim) * width ** -0.5)
-        self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())  # of the cosines, CLIP section 2.5
+        self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())  # of the cosines, section 2.5
         nn.init.normal_(self.token_embedding.weight, std=0.02)
 
     def encode_text(self, idx):
         """Ids (B, T) with T up to the context of 77 -> (B, E), not normalised.
 
-        TextState are SOT, text, EOT, then anything: causal attention keeps it out of the EOT state.
+        Rows are SOT, text, EOT, then anything: causal attention keeps it out of the EOT state.
         """
         x = self.token_embedding(idx) + self.positional_embedding[:idx.shape[1]]
         x = self.ln_final(self.transformer(x, causal=True))
@@ -189,29 +179,24 @@ class CLIPText(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name):
-        """Loads the text tower of the same files as CLIPViT.from_pretrained (full CLIP models only)."""
+        """Loads the text tower of the same files as CLIPViT (full CLIP models only)."""
         path = locate(name)
         tensors, heads = read_clip(path)
-        tensors = {k: t for k, t in tensors.items() if not k.startswith("visual.")}
-        width, layers, heads = tower_sizes(tensors, "token_embedding.weight", 1, heads["text"], path)
-        context, vocab_size = len(tensors["positional_embedding"]), len(tensors["token_embedding.weight"])
-        embed_dim = tensors["text_projection"].shape[-1] if "text_projection" in tensors else width
-        return load_into(lambda: cls(context, vocab_size, width, layers, heads, embed_dim), tensors, path)
-
-
-# ---------------------------------------------------------------------------- tokenizer
-
-
-# ---------------------------------------------------------------------------- images
+        ours = {k: t for k, t in tensors.items() if not k.startswith("visual.")}
+        width, layers, heads = tower_sizes(ours, "token_embedding.weight", 1, heads["text"], path)
+        context, vocab_size = len(ours["positional_embedding"]), len(ours["token_embedding.weight"])
+        embed_dim = ours["text_projection"].shape[-1] if "text_projection" in ours else width
+        build = lambda: cls(context, vocab_size, width, layers, heads, embed_dim)
+        return load_into(build, ours, path)
 
 
 def preprocess(image, size, crop=True):
     """A PIL image of any mode -> (3, size, size) float32, as CLIP was trained: bicubic, normalised.
 
     crop: the shorter side becomes `size` and the centre is cut out. crop=False squeezes the whole
-    image into the square instead: nothing is lost at the borders, but proportions change.
+    image into the square: nothing is lost at the borders, but proportions change.
     """
-    image = rgb(image)  # first: Pillow resizes palette images with nearest neighbour
+    image = to_rgb(image)  # first: Pillow resizes palette images with nearest neighbour
     w, h = image.size
     if max(w, h) > 100 * min(w, h):  # enlarged before it is cut, it would not fit into memory
         raise UserError(f"an image of {w} x {h} pixels is too long and thin to be seen")
@@ -225,8 +210,8 @@ def preprocess(image, size, crop=True):
         # differs: torchvision rounds the crop's origin, transformers truncates it; here the latter.
         x, y = (w - size) // 2, (h - size) // 2
         image = image.crop((x, y, x + size, y + size))
-    x = torch.from_numpy(np.asarray(image).astype(np.float32) / 255)
-    return (x.permute(2, 0, 1) - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    x = torch.from_numpy(np.asarray(image).astype(np.float32) / 255).permute(2, 0, 1)
+    return (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
 # ---------------------------------------------------------------------------- public weights
@@ -250,18 +235,16 @@ RENAME = [
     (r"\.mlp\.fc1\.", ".mlp.c_fc."),
     (r"\.mlp\.fc2\.", ".mlp.c_proj."),
 ]
-# Not weights: three numbers and the causal mask in OpenAI's archives, index buffers in old transformers files.
+# Not weights: three numbers and the causal mask in OpenAI's archives, index buffers in old files.
 DROP = re.compile(r"^(input_resolution|context_length|vocab_size)$|(^|\.)(attn_mask|position_ids)$")
-
-
-# What a full CLIP file holds beside the image tower. Any other name is an error, not skipped.
-TEXT = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection", "logit_scale")
+# What a full CLIP file holds. Any other name is an error, not skipped.
+PARTS = ("visual.", "token_embedding.", "positional_embedding", "transformer.", "ln_final.",
+         "text_projection", "logit_scale")
 
 
 def read_clip(path):
-    """A CLIP file's tensors under OpenAI's names, and {"vision": heads, "text": heads}, None if not told."""
-    theirs = read(path)
-    ours = {}
+    """Tensors under OpenAI's names, and {"vision": heads, "text": heads}, None if not told."""
+    theirs, ours = read(path), {}
     for key, t in theirs.items():
         if DROP.search(key):
             continue
@@ -277,7 +260,7 @@ def read_clip(path):
             key, t = key.replace("q_proj.", "in_proj_"), torch.cat([theirs[p] for p in parts])
         for pattern, name in RENAME:
             key = re.sub(pattern, name, key)
-        if not key.startswith(("visual.", *TEXT)):
+        if not key.startswith(PARTS):
             raise UserError(f"{path}: {key} is not part of a CLIP model")
         ours[key] = t
     return ours, head_counts(path)
@@ -285,39 +268,28 @@ def read_clip(path):
 
 def head_counts(path):
     """How many heads each tower has: shapes cannot tell. Also refuses what is not OpenAI's CLIP."""
-    meta = metadata(path)
-    heads = {tower: meta.get(f"{tower}_heads") for tower in ("vision", "text")}
-    if path.is_dir() and (path / "config.json").exists():
-        try:
-            config = json.loads((path / "config.json").read_text("utf-8"))
-            parts = {tower: dict(config.get(f"{tower}_config", config)) for tower in heads}
-        except (ValueError, TypeError, AttributeError) as e:
-            raise UserError(f"{path}/config.json: not the config of a model ({e})") from None
-        for tower, part in parts.items():
-            # Some versions of transformers do not write what is default.
-            heads[tower] = part.get("num_attention_heads", {"vision": 12, "text": 8}[tower])
-            if part.get("hidden_act", "quick_gelu") != "quick_gelu" or part.get("layer_norm_eps", 1e-5) != 1e-5:
-                raise UserError(f"{path}/config.json: only OpenAI's CLIP (quick_gelu, layer_norm_eps 1e-5) "
-                                f"is known here, not {part.get('hidden_act')}, {part.get('layer_norm_eps')}")
+    notes, config = metadata(path), read_config(path)
+    heads = {tower: notes.get(f"{tower}_heads") for tower in ("vision", "text")}
+    for tower in heads if config else ():
+        part = config.get(f"{tower}_config", config)
+        part = part if isinstance(part, dict) else {}
+        # Some versions of transformers do not write what is default.
+        heads[tower] = part.get("num_attention_heads", {"vision": 12, "text": 8}[tower])
+        act, eps = part.get("hidden_act", "quick_gelu"), part.get("layer_norm_eps", 1e-5)
+        if (act, eps) != ("quick_gelu", 1e-5):
+            raise UserError(f"{path}/config.json: only OpenAI's CLIP (quick_gelu, layer_norm_eps "
+                            f"1e-5) is known here, not {act}, {eps}")
     return heads
 
 
 def tower_sizes(tensors, first, axis, heads, path):
     """(width, layers, heads) of a tower whose first tensor has the width at that axis."""
     for key, dims in ((first, 4 if first == "conv1.weight" else 2), ("positional_embedding", 2)):
-        if key not in tensors:
-            raise UserError(f"{path}: {key} is missing, so this tower is not in the file")
-        if tensors[key].dim() != dims:
-            raise UserError(f"{path}: {key} has {tensors[key].dim()} axes instead of {dims}")
+        if key not in tensors or tensors[key].dim() != dims:
+            raise UserError(f"{path}: no {key} with {dims} axes, so this tower is not in the file")
     width = tensors[first].shape[axis]
-    layers = 1 + max((int(k.split(".")[2]) for k in tensors if k.startswith("transformer.resblocks.")), default=-1)
+    blocks = [int(k.split(".")[2]) for k in tensors if k.startswith("transformer.resblocks.")]
     heads = int(heads or width // 64)  # in all public sizes a head is 64 wide
     if heads < 1 or width % heads:
         raise UserError(f"{path}: width {width} cannot be split into {heads} heads")
-    return width, layers, heads
-
-
-if __name__ == "__main__":  # shapes on random weights of the size of ViT-B/32
-    vit = CLIPViT(224, 32, 768, 12, 12, 512)
-    images = torch.stack([preprocess(Image.new("RGB", (640, 480)), vit.image_size)])
-    print("images", tuple(images.shape), "feats", tuple(vit(images).shape), "embedding", tuple(vit.encode_image(images).shape))
+    return width, 1 + max(blocks, default=-1), heads

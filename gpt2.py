@@ -12,18 +12,25 @@
               |
      [ wte transposed ] -> logits (B,T,V)
 
-Paper: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners". Reference code:
+Radford et al. 2019, "Language Models are Unsupervised Multitask Learners". Reference code:
 openai/gpt-2 src/model.py and transformers' GPT2LMHeadModel. Parameters keep the names of the
 public files, so that loading is almost the identity.
 
+This is the first of seven files to be read in order. Three words stand in front of comments, here
+and everywhere:
+
+  paper:    where in the paper something stands
+  differs:  from the paper or its released code, and why
+  pitfall:  a mistake that people really make
+
 differs: no dropout. The pre-trained model is frozen here, and frozen parts should be deterministic.
 
-B rows of text, T tokens, C width, L layers, nh heads, hs head size (C = nh * hs), V vocabulary
+R rows of text (B in GPT2, where a row is a batch entry), T tokens, C width, L layers, nh heads,
+hs head size (C = nh * hs), V vocabulary
 
 Next: clip_vit.py
 """
 
-import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,6 +40,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from lib.cli import UserError, opt, parse, run
+from lib.files import read_config
 from weights.public import locate
 from weights.reading import load_into, metadata, read
 from weights.tokenizers import get_tokenizer
@@ -53,13 +61,13 @@ class Cache:
     """Keys and values of the tokens already read, so that each new token is computed alone.
 
     One entry a layer, each with its own length: a method may put a prompt token into some layers
-    only, or ask for layers of its own above GPT-2's. Buffers are made on first use for max_len tokens.
+    only, or have layers of its own above GPT-2's. Buffers for max_len tokens are made on first use.
     """
 
     def __init__(self, n_layer, max_len):
         self.kv = [None] * n_layer  # per layer a buffer (2, R, nh, max_len, hs)
         self.len = [0] * n_layer
-        self.same = [0] * n_layer  # the first so many tokens are the same in all rows of a group
+        self.shared = [0] * n_layer  # the first so many tokens are equal in all rows of a group
         self.max_len = max_len
 
     def add(self, l, k, v):
@@ -76,21 +84,19 @@ class Cache:
         return self.kv[l][:, :, :, :n + T].unbind(0)
 
     def repeat(self, k):
-        """Row i becomes the group of rows i*k .. i*k + k-1: the beams that go on from one prompt."""
+        """Row i becomes the group of rows i*k .. i*k + k-1: the beams of one prompt."""
         for l, kv in enumerate(self.kv):
             if kv is not None:
-                n = self.same[l] = self.len[l]  # the prompt, which reorder need never move
-                R, (nh, _, hs) = kv.shape[1], kv.shape[2:]
-                self.kv[l] = kv.new_empty(2, R * k, nh, self.max_len, hs)
-                self.kv[l].view(2, R, k, nh, self.max_len, hs)[..., :n, :] = kv[:, :, None, :, :n]
+                self.shared[l] = self.len[l]  # the prompt, which reorder need never move
+                self.kv[l] = kv.repeat_interleave(k, 1)
 
     def reorder(self, rows):
-        """Row i continues what row rows[i] has read, a row of its own group if repeat made groups."""
+        """Row i continues what row rows[i] has read, a row of its own group."""
         moved = [i for i, row in enumerate(rows) if i != row]
         source = [rows[i] for i in moved]
-        for kv, start, n in zip(self.kv, self.same, self.len):
+        for kv, start, end in zip(self.kv, self.shared, self.len):
             if kv is not None and moved:
-                kv[:, moved, :, start:n] = kv[:, source, :, start:n]
+                kv[:, moved, :, start:end] = kv[:, source, :, start:end]
 
 
 class Attention(nn.Module):
@@ -148,11 +154,11 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
-def draw(logits, temperature, top_k=0, top_p=1.0):
+def sample_token(logits, temperature, top_k=0, top_p=1.0):
     """Next token ids (B,) from logits (B, V). Temperature 0: the likeliest one, no dice.
 
-    top_k: only among so many; 0: all. top_p (Holtzman et al. 2020, nucleus sampling): only among the
-    fewest tokens whose probabilities sum to at least so much. Both: first top_k, then top_p.
+    top_k: only among so many; 0: all. top_p (Holtzman et al. 2020, nucleus sampling): only among
+    the fewest tokens whose probabilities sum to at least so much. Both: first top_k, then top_p.
     """
     if temperature == 0:
         return logits.argmax(-1)
@@ -171,28 +177,29 @@ class GPT2(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
+        self.folder = None  # where its tokenizer files are, if it came from a folder
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)
-        self.folder = None  # where its tokenizer files are, if it came from a folder
-        for name, p in self.named_parameters():  # GPT-2 paper, section 2.3: for training from nothing
+        for name, p in self.named_parameters():  # paper: section 2.3, for training from nothing
             if p.dim() == 2:
                 deep = math.sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else 1
                 nn.init.normal_(p, std=0.02 / deep)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
-    def embed(self, idx, t=0):
-        """Ids (R, T) of the tokens at positions t, t + 1, ... -> x (R, T, C)."""
+    def embed(self, idx, pos=0):
+        """Ids (R, T) of the tokens at positions pos, pos + 1, ... -> x (R, T, C)."""
         T = idx.shape[1]
-        if t + T > self.config.n_positions:
-            raise UserError(f"a text of {t + T} tokens is too long: this GPT-2 has "
-                            f"{self.config.n_positions} positions; use a shorter prompt or fewer new tokens")
-        return self.wte(idx) + self.wpe(torch.arange(t, t + T, device=idx.device))
+        if pos + T > self.config.n_positions:
+            raise UserError(f"a text of {pos + T} tokens is too long: this GPT-2 has "
+                            f"{self.config.n_positions} positions; use a shorter prompt or fewer "
+                            "new tokens")
+        return self.wte(idx) + self.wpe(torch.arange(pos, pos + T, device=idx.device))
 
     def head(self, x):
-        """The last hidden states -> logits in float32. The output matrix is the embedding itself."""
+        """The last states -> logits (.., V) in float32. The output matrix is the embedding."""
         return F.linear(self.ln_f(x), self.wte.weight).float()
 
     def forward(self, idx, cache=None):
@@ -201,36 +208,38 @@ class GPT2(nn.Module):
             x = block(x, cache, l)
         return self.head(x)
 
+    @torch.no_grad()
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0):
+        """Continues ids (B, T) to (B, T + max_new_tokens), each new one chosen by sample_token."""
+        cache = Cache(len(self.h), idx.shape[1] + max_new_tokens)
+        for _ in range(max_new_tokens):
+            logits = self(idx[:, cache.len[0]:], cache)[:, -1]
+            idx = torch.cat([idx, sample_token(logits, temperature, top_k, top_p)[:, None]], 1)
+        return idx
+
     @cached_property
     def tokenizer(self):
         """The tiktoken encoding that belongs to these weights, looked for when first asked for."""
         return get_tokenizer(self.folder, self.config.vocab_size)
 
+    @property
+    def eot(self):
+        """The id that begins and ends a text. pitfall: not always the last, vocabularies are padded."""
+        return self.tokenizer.eot_token
+
     @classmethod
     def from_pretrained(cls, name):
-        """Loads "gpt2", "gpt2-medium", ... (see weights.py), a file, or a folder; float32, eval mode.
+        """Loads "gpt2", "gpt2-medium", ... (`python -m weights` lists them), a file, or a folder.
 
-        A folder is what transformers' save_pretrained writes. A lone file has its sizes read off its
-        tensors. UserError if a tensor is missing, unknown or of the wrong shape.
+        A folder is what transformers' save_pretrained writes. A lone file has its sizes read off
+        its tensors. The model is float32 and in eval mode. UserError if a tensor is missing,
+        unknown or of the wrong shape.
         """
         path = locate(name)
         tensors = rename(read(path), path)
         model = load_into(lambda: cls(infer_config(tensors, path)), tensors, path)
         model.folder = path if path.is_dir() else path.parent
         return model
-
-    @torch.no_grad()
-    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, use_cache=True):
-        """Continues ids (B, T) to (B, T + max_new_tokens), each new token chosen by `draw`.
-
-        Without the cache every step reads the whole text again: slow, but the plainest definition.
-        """
-        cache = Cache(len(self.h), idx.shape[1] + max_new_tokens) if use_cache else None
-        for _ in range(max_new_tokens):
-            new = idx[:, cache.len[0]:] if cache else idx
-            nxt = draw(self(new, cache)[:, -1], temperature, top_k, top_p)
-            idx = torch.cat([idx, nxt[:, None]], 1)
-        return idx
 
 
 # ---------------------------------------------------------------------------- public weights
@@ -258,30 +267,6 @@ def rename(theirs, path):
     return ours
 
 
-def infer_config(tensors, path):
-    """Sizes from the tensors' shapes; the number of heads from config.json or the file's metadata."""
-    if "wte.weight" not in tensors or "wpe.weight" not in tensors:
-        raise UserError(f"{path}: no wte.weight and wpe.weight, so this is not a GPT-2; "
-                        f"it holds {', '.join(sorted(tensors)[:3])}, ...")
-    if tensors["wte.weight"].dim() != 2:
-        raise UserError(f"{path}: wte.weight is {tuple(tensors['wte.weight'].shape)}, not (vocabulary, width)")
-    V, C = tensors["wte.weight"].shape
-    n_layer = 1 + max((int(k.split(".")[1]) for k in tensors if k.startswith("h.")), default=-1)
-    config = {}
-    if path.is_dir() and (path / "config.json").exists():
-        try:
-            config = dict(json.loads((path / "config.json").read_text("utf-8")))
-        except (ValueError, TypeError) as e:
-            raise UserError(f"{path}/config.json: not the config of a model ({e})") from None
-        for key, known in CONFIG.items():
-            if config.get(key, known[0]) not in known:
-                raise UserError(f"{path}/config.json: {key} = {config[key]!r} is not what GPT-2 uses")
-    n_head = int(config.get("n_head") or metadata(path).get("n_head") or C // 64)  # public sizes: 64 wide
-    if n_head < 1 or C % n_head:
-        raise UserError(f"{path}: width {C} cannot be split into {n_head} heads")
-    return GPT2Config(V, tensors["wpe.weight"].shape[0], n_layer, n_head, C)
-
-
 # What config.json may say about things that have no shape. The first value is the default.
 CONFIG = {
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
@@ -291,25 +276,41 @@ CONFIG = {
 }
 
 
-# ---------------------------------------------------------------------------- tokenizer
+def infer_config(tensors, path):
+    """Sizes from the tensors' shapes; the number of heads from config.json or the metadata."""
+    if any(tensors[k].dim() != 2 if k in tensors else True for k in ("wte.weight", "wpe.weight")):
+        raise UserError(f"{path}: no matrices wte.weight and wpe.weight, so this is not a GPT-2; "
+                        f"it holds {', '.join(sorted(tensors)[:3])}, ...")
+    V, C = tensors["wte.weight"].shape
+    layers = [int(k.split(".")[1]) for k in tensors if k.startswith("h.")]
+    config = read_config(path)
+    for key, known in CONFIG.items():
+        if config.get(key, known[0]) not in known:
+            raise UserError(f"{path}/config.json: {key} = {config[key]!r} is not what GPT-2 uses")
+    # In all public sizes a head is 64 wide.
+    n_head = int(config.get("n_head") or metadata(path).get("n_head") or C // 64)
+    if n_head < 1 or C % n_head:
+        raise UserError(f"{path}: width {C} cannot be split into {n_head} heads")
+    return GPT2Config(V, len(tensors["wpe.weight"]), 1 + max(layers, default=-1), n_head, C)
 
 
 @dataclass
 class Config:
     prompt: list = opt(["Once upon a time"], "the text to continue", positional=True)
-    gpt2: str = opt("gpt2", "a public name (see weights.py), a file or a folder")
+    lm: str = opt("gpt2", "a public name, a file or a folder", alias="gpt2")
     new: int = opt(50, "number of tokens to write")
     temperature: float = opt(0.8, "0: always the likeliest token; 1: as the model says")
     top_k: int = opt(50, "sample among this many tokens; 0: all")
-    top_p: float = opt(1.0, "sample among the likeliest tokens that sum to this probability; 1: all")
+    top_p: float = opt(1.0, "sample among the likeliest tokens that sum to this probability")
     seed: int = opt(1337, "of the sampling")
 
 
 def main(config):
-    model = GPT2.from_pretrained(config.gpt2)
+    model = GPT2.from_pretrained(config.lm)
     torch.manual_seed(config.seed)
-    ids = model.tokenizer.encode_ordinary(" ".join(config.prompt)) or [model.tokenizer.eot_token]
-    out = model.generate(torch.tensor([ids]), config.new, config.temperature, config.top_k, config.top_p)
+    ids = model.tokenizer.encode_ordinary(" ".join(config.prompt)) or [model.eot]
+    out = model.generate(torch.tensor([ids]), config.new, config.temperature, config.top_k,
+                         config.top_p)
     print(model.tokenizer.decode(out[0].tolist()))
 
 

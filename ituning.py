@@ -1,6 +1,4 @@
-"""Three ways to let GPT-2 ask the image, all by cross-attention: I-Tuning, vanilla, VC-GPT.
-
-I-Tuning: a trained cross-attention beside the MLP of every layer of a frozen GPT-2.
+"""I-Tuning: a trained cross-attention beside the MLP of every layer of a frozen GPT-2.
 
   x (R,T,C) --+--> [ ln_1 ] -> [ causal self-attention ] --> + --+      layer l of GPT-2
               +----------------------------------------------+   |
@@ -14,20 +12,15 @@ I-Tuning: a trained cross-attention beside the MLP of every layer of a frozen GP
     [ mlp ]         (q) -> softmax(q k') v                       |
        |             |                                           |
        |            (o)  zero at the start                       |
-       |             | * scale                                   |
        +----> + <----+                                           |
               +------------------------------------------------> + --> x (R,T,C)
 
-Paper: Luo et al., "I-Tuning: Tuning Frozen Language Models with Image for Lightweight Image
+paper: Luo et al., "I-Tuning: Tuning Frozen Language Models with Image for Lightweight Image
 Captioning", ICASSP 2023, arXiv 2202.06574. The cross-attention is a filter: it selects from the
 image what the text state asks for, and adjusts that state. No token is added to the text.
 
-differs: the authors' code is not public, and the paper does not give the width, the place or the
-starting values. Width C/2 in every layer is our choice: it gives the paper's 14M / 44M / 95M
-trained parameters. So are the place beside the MLP, its input (GPT-2's own ln_2, no new norm), the
-zero start of the output map, and the image tokens: before CLIP's last norm, brought to one scale.
-
-The figures of Vanilla (inside every layer) and VCGPT (a stack on top) stand with their classes.
+The second half of the file has two other ways to let the text ask the image: Vanilla (inside every
+layer) and VCGPT (a stack on top of all).
 
 B images, R = B * k rows of text, T tokens, N image tokens, C GPT-2 width, D ViT width,
 r module width, nh heads, hs head size (r = nh * hs)
@@ -47,20 +40,49 @@ from lib.cli import UserError, opt
 from model import Method, select
 
 
-@dataclass
-class Config:
-    width_ratio: float = opt(0.5, "width of a module / width of GPT-2 (0.5 fits the paper's sizes)")
-    first_layer: int = opt(0, "lowest layer with a module; the layers below run without gradients")
-    placement: str = opt("parallel", "beside the MLP, or before it", choices=("parallel", "sequential"))
-    scale: float = opt(1.0, "factor on what a module adds (our choice)")
-    heads: int = opt(0, "heads of a module; 0: as many as GPT-2 has (as SmallCap does)")
+class ITuning(Method):
+    """The method. ctx is a list of the keys and values of every layer that has a module.
+
+    differs: the authors' code is not public, and the paper gives neither the width nor the place
+    nor the starting values. Width C/2 in every layer is our choice: it gives the paper's 14M / 44M
+    / 95M trained parameters. So are the place beside the MLP, its input (GPT-2's own ln_2, no new
+    norm), the zero start of W_o, and the image tokens: before CLIP's last norm, on one scale.
+    """
+
+    @dataclass
+    class Config:
+        width_ratio: float = opt(0.5, "width of a module / width of GPT-2 (0.5 fits the paper's)")
+        first_layer: int = opt(0, "lowest layer with a module; those below need no gradients")
+        heads: int = opt(0, "heads of a module; 0: as many as GPT-2 has (as SmallCap does)")
+
+    def __init__(self, config, lm, vit):
+        super().__init__()
+        C, L, self.first = lm.config.n_embd, lm.config.n_layer, config.first_layer
+        if not 0 <= self.first < L:
+            raise UserError(f"--first_layer {self.first}: this GPT-2 has layers 0 to {L - 1}")
+        width = int(config.width_ratio * C)
+        heads = pick_heads(config.heads, lm, width)
+        self.xattn = nn.ModuleList(CrossAttention(C, vit.width, width, heads)
+                                   for _ in range(L - self.first))
+
+    def encode_image(self, feats):
+        feats = plain_layer_norm(feats)
+        return [m.project_kv(feats) for m in self.xattn]
+
+    def block(self, l, layer, x, ctx, state):
+        if l < self.first:
+            return layer(x, state.cache, l)  # nothing below is trained: autograd keeps nothing
+        x = x + layer.attn(layer.ln_1(x), state.cache, l)
+        h, i = layer.ln_2(x), l - self.first
+        image = self.xattn[i](h, ctx[i], self.record_attention, l)
+        return x + (layer.mlp(h) + image)  # GPT-2 with one more term: this is I-Tuning
 
 
 class CrossAttention(nn.Module):
     """Text asks, image answers: what the image adds to text states h (R, T, C).
 
-    Equations as in the figure: q = W_q h, k = W_k feats, v = W_v feats, softmax(q k' / sqrt(hs)) v,
-    then W_o. There is no mask: every text position sees all image tokens.
+    As in the figure: q = W_q h, k = W_k feats, v = W_v feats, softmax(q k' / sqrt(hs)) v, then W_o.
+    There is no mask: every text position sees all image tokens.
     """
 
     def __init__(self, C, D, width, heads):
@@ -70,41 +92,37 @@ class CrossAttention(nn.Module):
         self.k = nn.Linear(D, width)
         self.v = nn.Linear(D, width)
         self.o = nn.Linear(width, C)
-        for m in (self.q, self.k, self.v):
-            # torch's own start for the weights: a spread of 1 / sqrt(3 * inputs), which is 0.02 at the
-            # width of GPT-2 base and larger for narrow models.
+        for m in (self.q, self.k, self.v):  # torch's own start for the weights, and no bias
             nn.init.zeros_(m.bias)
         # The step-0 model is exactly GPT-2.
         # pitfall: with W_v zero as well, no weight would ever get a gradient.
         nn.init.zeros_(self.o.weight)
         nn.init.zeros_(self.o.bias)
 
-    def split(self, x):
-        B, T, r = x.shape
-        return x.view(B, T, self.heads, r // self.heads).transpose(1, 2)  # (B, nh, T, hs)
+    def split_heads(self, x):
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, nh, T, hs)
 
     def project_kv(self, feats):
         """Keys and values of the image tokens (B, N, D), two of (B, nh, N, hs): once per image."""
-        return self.split(self.k(feats)), self.split(self.v(feats))
+        return self.split_heads(self.k(feats)), self.split_heads(self.v(feats))
 
-    def forward(self, h, kv, watch=None, l=0):
-        R, T, _ = h.shape
-        k, v = kv
-        B = len(k)
-        # The k rows of an image stand one after another, so they become one long row of queries:
+    def forward(self, h, kv, record=None, l=0):
+        """record: a list that receives (l, attention weights (R, nh, T, N)), or None."""
+        (R, T, _), (k, v) = h.shape, kv
+        # The rows of an image stand one after another, so they become one long row of queries:
         # nothing of the image is copied.
-        q = self.split(self.q(h).view(B, R // B * T, -1))  # (B, nh, R/B * T, hs)
-        if watch is None:
+        q = self.split_heads(self.q(h).reshape(len(k), R // len(k) * T, -1))  # (B, nh, R/B*T, hs)
+        if record is None:
             y = F.scaled_dot_product_attention(q, k, v)
         else:
             att = (q @ k.transpose(2, 3) / q.shape[-1] ** 0.5).softmax(-1)
-            watch.append((l, att.detach().unflatten(2, (R // B, T)).transpose(1, 2).flatten(0, 1)))  # (R, nh, T, N)
             y = att @ v
+            record.append((l, att.detach().unflatten(2, (-1, T)).transpose(1, 2).flatten(0, 1)))
         return self.o(y.transpose(1, 2).reshape(R, T, -1))
 
 
 def plain_layer_norm(feats):
-    """Image tokens (B, N, D) brought to one scale, without parameters; what every method here starts from.
+    """Image tokens (B, N, D) brought to one scale, without parameters: where all methods start.
 
     Our choice. The states of CLIP's last block are large and lean to a common direction, in which
     attention learns slowly. Measured with I-Tuning in the shapes world: both objects named right in
@@ -113,46 +131,23 @@ def plain_layer_norm(feats):
     return F.layer_norm(feats, feats.shape[-1:])
 
 
-class ITuning(Method):
-    """The method. ctx is a list of the keys and values of every layer that has a module."""
-
-    def __init__(self, config, gpt2, vit):
-        super().__init__()
-        c = gpt2.config
-        if not 0 <= config.first_layer < c.n_layer:
-            raise UserError(f"--first_layer {config.first_layer}: this GPT-2 has layers 0 to {c.n_layer - 1}")
-        heads = config.heads or c.n_head
-        width = int(config.width_ratio * c.n_embd)
-        if width < 1 or heads < 1 or width % heads:
-            raise UserError(f"--width_ratio {config.width_ratio} gives width {width}, not a multiple of {heads} heads")
-        self.config = config
-        self.xattn = nn.ModuleList(CrossAttention(c.n_embd, vit.width, width, heads)
-                                   for _ in range(c.n_layer - config.first_layer))
-
-    def encode_image(self, feats):
-        feats = plain_layer_norm(feats)
-        return [m.project_kv(feats) for m in self.xattn]
-
-    def block(self, l, block, x, ctx, state):
-        i = l - self.config.first_layer
-        if i < 0:
-            return block(x, state.cache, l)  # nothing below is trained, so autograd keeps nothing of it
-        x = x + block.attn(block.ln_1(x), state.cache, l)
-        if self.config.placement == "sequential":
-            x = x + self.config.scale * self.xattn[i](block.ln_2(x), ctx[i], self.record_attention, l)
-            return x + block.mlp(block.ln_2(x))
-        h = block.ln_2(x)
-        image = self.config.scale * self.xattn[i](h, ctx[i], self.record_attention, l)
-        return x + (block.mlp(h) + image)  # the difference from GPT-2 is this one term
+def pick_heads(heads, lm, width):
+    """So many heads, or with 0 as many as the language model has. UserError if width has no such
+    parts."""
+    heads = heads or lm.config.n_head
+    if width < 1 or heads < 1 or width % heads:
+        raise UserError(f"a width of {width} cannot be split into {heads} heads: change --heads or "
+                        "the width")
+    return heads
 
 
 # ---------------------------------------------------------------------------- inside or on top
 
-class Insert(nn.Module):
-    """A cross-attention, with its own norm, between the attention and the MLP of a GPT-2 block.
+class CrossAttentionLayer(nn.Module):
+    """A cross-attention, with its own norm, between the attention and the MLP of a GPT-2 layer.
 
-    Vanilla runs the blocks of GPT-2 itself with it, VCGPT new blocks of its own. kv: keys and values
-    as xattn.look makes them of image tokens (B, N, D).
+    Vanilla runs the layers of GPT-2 itself with it, VCGPT new ones of its own. kv: keys and values
+    as xattn.project_kv makes them of image tokens (B, N, D).
     """
 
     def __init__(self, C, D, heads, gate=False):
@@ -161,18 +156,18 @@ class Insert(nn.Module):
         self.xattn = CrossAttention(C, D, C, heads)
         self.gate = nn.Parameter(torch.zeros(1)) if gate else None
 
-    def forward(self, block, x, kv, cache, l, watch=None):
-        x = x + block.attn(block.ln_1(x), cache, l)
-        image = self.xattn(self.ln_x(x), kv, watch, l)  # (R, T, C)
+    def forward(self, layer, x, kv, cache, l, record=None):
+        x = x + layer.attn(layer.ln_1(x), cache, l)
+        image = self.xattn(self.ln_x(x), kv, record, l)  # (R, T, C)
         x = x + (image if self.gate is None else self.gate.tanh() * image)
-        return x + block.mlp(block.ln_2(x))
+        return x + layer.mlp(layer.ln_2(x))
 
 
-def randomise(module, sums):
-    """Starts a part at random, biases at zero, as both methods below have it (the spread is ours).
+def init_weights(module, sums):
+    """Starts a part at random, biases at zero, as both methods below have it (the size is ours).
 
-    Matrices get torch's spread, 0.02 for 768 inputs. Those that end in a residual sum are smaller by
-    sqrt(sums), as in GPT-2, so that a stream does not grow with the number of things added to it.
+    Matrices get torch's standard deviation, 0.02 for 768 inputs. Those that end in a residual sum
+    are smaller by sqrt(sums), as in GPT-2, so that a stream does not grow with what is added to it.
     """
     for name, p in module.named_parameters():
         if p.dim() == 2:
@@ -182,14 +177,6 @@ def randomise(module, sums):
             nn.init.zeros_(p)
 
 
-def count_heads(config, c):
-    """Heads of attentions as wide as GPT-2. UserError if its width cannot be split so."""
-    heads = config.heads or c.n_head
-    if heads < 1 or c.n_embd % heads:
-        raise UserError(f"--heads {heads}: GPT-2's width {c.n_embd} is not a multiple of it")
-    return heads
-
-
 class Vanilla(Method):
     """Cross-attention of full width inside every layer of GPT-2: the usual way, VC-GPT's baseline.
 
@@ -197,9 +184,9 @@ class Vanilla(Method):
                                     ^  the gate g: only with --gate, 0 at the start
                           (k)(v)  feats (B,N,D)
 
-    Paper: the baseline of VC-GPT, arXiv 2201.12723; the gate: Flamingo, arXiv 2204.14198, section 2.2.
-    Without the gate GPT-2 reads random additions at step 0, and what it knows is disturbed until they
-    are learnt. ctx is a list of the keys and values of every layer.
+    paper: the baseline of VC-GPT, arXiv 2201.12723; the gate: Flamingo, arXiv 2204.14198, section
+    2.2. Without the gate GPT-2 reads random additions at step 0, and what it knows is disturbed
+    until they are learnt. ctx is a list of the keys and values of every layer.
     """
 
     @dataclass
@@ -207,19 +194,20 @@ class Vanilla(Method):
         gate: bool = opt(False, "tanh gates that start at zero, so that step 0 is GPT-2 (Flamingo)")
         heads: int = opt(0, "heads of a cross-attention; 0: as many as GPT-2 has (ours)")
 
-    def __init__(self, config, gpt2, vit):
+    def __init__(self, config, lm, vit):
         super().__init__()
-        c = gpt2.config
-        heads = count_heads(config, c)
-        self.insert = nn.ModuleList(Insert(c.n_embd, vit.width, heads, config.gate) for _ in range(c.n_layer))
-        randomise(self.insert, 3 * c.n_layer)
+        C, L = lm.config.n_embd, lm.config.n_layer
+        heads = pick_heads(config.heads, lm, C)
+        self.insert = nn.ModuleList(CrossAttentionLayer(C, vit.width, heads, config.gate)
+                                    for _ in range(L))
+        init_weights(self.insert, 3 * L)
 
     def encode_image(self, feats):
         feats = plain_layer_norm(feats)
         return [m.xattn.project_kv(feats) for m in self.insert]
 
-    def block(self, l, block, x, ctx, state):
-        return self.insert[l](block, x, ctx[l], state.cache, l, self.record_attention)
+    def block(self, l, layer, x, ctx, state):
+        return self.insert[l](layer, x, ctx[l], state.cache, l, self.record_attention)
 
 
 class VCGPT(Method):
@@ -243,41 +231,41 @@ class VCGPT(Method):
           +---> + <-----+
                 | logits (R,T,V)
 
-    Paper: Luo et al., "A Frustratingly Simple Approach for End-to-End Image Captioning", arXiv
+    paper: Luo et al., "A Frustratingly Simple Approach for End-to-End Image Captioning", arXiv
     2201.12723. Nothing is inserted into GPT-2, so nothing disturbs it. Self-ensemble: logits =
-    W_G h_G + W_fuse h_fuse. W_G is GPT-2's embedding; W_fuse starts at random and is not tied to it.
+    W_G h_G + W_fuse h_fuse. W_G is GPT-2's embedding; W_fuse starts at random, not tied to it.
     pitfall: the logits are added, before one softmax. Two probabilities are not averaged.
 
-    differs: code and sizes are not public. n_fusion, heads, norms, residual sums, image tokens of one
-    scale, and CLIP's own block (with its activation) in the visual stream are our choice, and so is h_G
-    after ln_f for both uses. Sources disagree on whether GPT-2 and CLIP were tuned: both can be run,
-    with --train_lm and --train_vision and without. ctx is as in Vanilla, of the visual stream.
+    differs: code and sizes are not public. n_fusion, heads, norms, residual sums, image tokens of
+    one scale, and CLIP's own block (with its activation) in the visual stream are our choice, and
+    so is h_G after ln_f for both uses. Sources disagree on whether GPT-2 and CLIP were tuned: both
+    can be run, with --train_lm and --train_vision and without. ctx: as in Vanilla, of the visual
+    stream.
     """
 
     @dataclass
     class Config:
         n_fusion: int = opt(6, "fusion layers (ours; the paper's N is not known)")
-        self_ensemble: bool = opt(True, "add the logits of GPT-2; without, those of the fusion stack alone")
+        self_ensemble: bool = opt(True, "add GPT-2's logits; without, the stack speaks alone")
         heads: int = opt(0, "heads of a fusion layer; 0: as many as GPT-2 has (ours)")
 
-    def __init__(self, config, gpt2, vit):
+    def __init__(self, config, lm, vit):
         super().__init__()
-        c, n = gpt2.config, config.n_fusion
+        self.config, C, n = config, lm.config.n_embd, config.n_fusion
         if n < 1:
             raise UserError(f"--n_fusion {n}: must be 1 or more")
-        heads = count_heads(config, c)
-        self.config = config
-        self.proj = nn.Identity() if vit.width == c.n_embd else nn.Linear(vit.width, c.n_embd)
-        self.visual = nn.ModuleList(ResidualAttentionBlock(c.n_embd, heads) for _ in range(n))
-        self.text = nn.ModuleList(Block(replace(c, n_head=heads)) for _ in range(n))
-        self.insert = nn.ModuleList(Insert(c.n_embd, c.n_embd, heads) for _ in range(n))
-        self.ln = nn.LayerNorm(c.n_embd)
-        self.w_fuse = nn.Linear(c.n_embd, c.vocab_size, bias=False)  # torch starts it with the same spread
+        heads = pick_heads(config.heads, lm, C)
+        self.proj = nn.Identity() if vit.width == C else nn.Linear(vit.width, C)
+        self.visual = nn.ModuleList(ResidualAttentionBlock(C, heads) for _ in range(n))
+        self.text = nn.ModuleList(Block(replace(lm.config, n_head=heads)) for _ in range(n))
+        self.insert = nn.ModuleList(CrossAttentionLayer(C, C, heads) for _ in range(n))
+        self.ln = nn.LayerNorm(C)
+        self.w_fuse = nn.Linear(C, lm.config.vocab_size, bias=False)  # torch's start is the same
         for part, sums in ((self.visual, 2 * n), (self.text, 3 * n), (self.insert, 3 * n)):
-            randomise(part, sums)
+            init_weights(part, sums)
 
-    def layers(self, gpt2):
-        return len(gpt2.h) + self.config.n_fusion  # the text stream of the stack has a cache of its own
+    def cache_layers(self, lm):
+        return len(lm.h) + self.config.n_fusion  # the stack's text stream has a cache of its own
 
     def encode_image(self, feats):
         """The visual stream runs once per image -> keys and values of every fusion layer."""
@@ -289,21 +277,8 @@ class VCGPT(Method):
 
     def logits(self, lm, x, ctx, state):
         h = lm.ln_f(x)  # nothing below is trained, unless GPT-2 is: the backward pass ends here
-        for i, (block, insert) in enumerate(zip(self.text, self.insert)):
+        for i, (layer, insert) in enumerate(zip(self.text, self.insert)):
             # All positions, also those without a target: later tokens attend to them.
-            h = insert(block, h, ctx[i], state.cache, len(lm.h) + i, self.record_attention)
+            h = insert(layer, h, ctx[i], state.cache, len(lm.h) + i, self.record_attention)
         logits = self.w_fuse(self.ln(select(h, state))).float()
         return logits + lm.head(select(x, state)) if self.config.self_ensemble else logits
-
-
-if __name__ == "__main__":  # shapes on random weights: what comes in, what is kept of an image, what goes out
-    from clip_vit import CLIPViT
-    from gpt2 import GPT2, GPT2Config
-    from model import SeeGPT
-    vit, gpt2 = CLIPViT(64, 16, 96, 2, 3, 32), GPT2(GPT2Config(n_layer=2, n_head=2, n_embd=64))
-    for cls, config in ((ITuning, Config()), (Vanilla, Vanilla.Config()), (VCGPT, VCGPT.Config())):
-        model = SeeGPT(vit, gpt2, cls(config, gpt2, vit))
-        feats = model.image_features(torch.randn(2, 3, 64, 64))
-        logits, _ = model(feats, torch.zeros(10, 7, dtype=torch.int64))
-        keys = model.method.encode_image(feats)[0][0]
-        print(cls.__name__, "feats", tuple(feats.shape), "keys", tuple(keys.shape), "logits", tuple(logits.shape))

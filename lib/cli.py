@@ -10,8 +10,6 @@ A command describes its switches once, in a dataclass whose fields are made by `
 
     if __name__ == "__main__":
         run(lambda: main(*parse(Config)))
-
-No model code lives here: skip this file on a first reading.
 """
 
 import argparse
@@ -19,6 +17,7 @@ import dataclasses
 import difflib
 import os
 import sys
+import time
 import types
 import typing
 
@@ -27,16 +26,25 @@ class UserError(Exception):
     """Something the user can mend. Its text is one line that says what is wrong and what to do."""
 
 
-def opt(default, help, choices=None, positional=False):
-    """A dataclass field with its help text. The help names the source of the default value."""
-    meta = {"help": help, "choices": choices, "positional": positional}
+def opt(default, help, choices=None, positional=False, alias=None):
+    """A dataclass field with its help text. The help names the source of the default value.
+
+    alias: another spelling of the flag.
+    """
+    meta = {"help": help, "choices": choices, "positional": positional, "alias": alias}
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=meta)
     return dataclasses.field(default=default, metadata=meta)
 
 
+def default_of(field):
+    """The default value of a dataclass field."""
+    missing = field.default is dataclasses.MISSING
+    return field.default_factory() if missing else field.default
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse, but a typo in a flag is answered with the nearest flag and without the whole usage."""
+    """argparse, but a typo in a flag is answered with the nearest one and without the usage."""
 
     def error(self, message):
         if message.startswith("unrecognized arguments: "):
@@ -47,10 +55,36 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (--help lists all flags)\n")
 
 
-def parse(*configs, argv=None, defaults=None, usage=None, peek=False):
-    """Fills one instance of every dataclass in configs from the command line; returns them as a list.
+def add_flag(parser, field, kind, default):
+    """One dataclass field as a flag of the parser."""
+    if isinstance(kind, types.UnionType):  # `int | None` is written as an int
+        kind = next(k for k in typing.get_args(kind) if k is not type(None))
+    meta = field.metadata
+    value = str(default) if len(str(default)) < 200 else f"{str(default)[:60]} ..."
+    text = meta["help"] + (f" [{value}]" if default not in ("", None, []) else "")
+    given = {"default": default, "help": text.replace("%", "%%")}
+    if meta["positional"]:
+        parser.add_argument(field.name, nargs="*", default=default, help=meta["help"])
+        return
+    if kind is bool:
+        given["action"] = argparse.BooleanOptionalAction
+    elif kind is list:
+        given["nargs"] = "+"
+    else:
+        metavar = None if meta["choices"] else kind.__name__.upper()
+        given |= {"type": kind, "choices": meta["choices"], "metavar": metavar}
+    names = [f"--{name}" for name in (field.name, meta["alias"]) if name]
+    try:
+        parser.add_argument(*names, dest=field.name, **given)
+    except argparse.ArgumentError:
+        raise UserError(f"two settings are called {field.name}: rename that of the method's "
+                        "Config, the other is a flag of the command") from None
 
-    defaults {field: value} replaces the dataclasses' own defaults (a preset, a checkpoint's
+
+def parse(*configs, argv=None, defaults=None, usage=None, peek=False):
+    """Fills an instance of every dataclass in configs from the command line -> a list of them.
+
+    defaults {field: value} replaces the dataclasses' own defaults (a recipe, a checkpoint's
     settings); what the command line says wins over both. peek ignores --help and all flags that it
     does not know: a first look at what decides which flags there are.
     """
@@ -59,26 +93,9 @@ def parse(*configs, argv=None, defaults=None, usage=None, peek=False):
     parser = Parser(description=doc, usage=usage, allow_abbrev=False, add_help=not peek,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     for config in configs:
-        hints = typing.get_type_hints(config)
+        kinds = typing.get_type_hints(config)
         for f in dataclasses.fields(config):
-            default = f.default if f.default is not dataclasses.MISSING else f.default_factory()
-            default = (defaults or {}).get(f.name, default)
-            kind, meta = hints[f.name], f.metadata
-            if isinstance(kind, types.UnionType):  # `int | None` is written as an int
-                kind = next(k for k in typing.get_args(kind) if k is not type(None))
-            value = str(default) if len(str(default)) < 200 else f"{str(default)[:60]} ..."
-            text = (meta["help"] + (f" [{value}]" if default not in ("", None, []) else "")).replace("%", "%%")
-            if meta["positional"]:
-                parser.add_argument(f.name, nargs="*", default=default, help=meta["help"])
-            elif kind is bool:
-                parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction,
-                                    default=default, help=text)
-            elif kind is list:
-                parser.add_argument(f"--{f.name}", nargs="+", default=default, help=text)
-            else:
-                parser.add_argument(f"--{f.name}", type=kind, default=default, help=text,
-                                    choices=meta["choices"],
-                                    metavar=None if meta["choices"] else kind.__name__.upper())
+            add_flag(parser, f, kinds[f.name], (defaults or {}).get(f.name, default_of(f)))
     values = vars(parser.parse_known_args(argv)[0] if peek else parser.parse_args(argv))
     return [config(**{f.name: values[f.name] for f in dataclasses.fields(config)})
             for config in configs]
@@ -94,6 +111,12 @@ def clock(seconds):
     m, s = divmod(round(seconds), 60)
     h, m = divmod(m, 60)
     return f"{h}:{m:02}:{s:02}" if h else f"{m}:{s:02}"
+
+
+def time_left(first, steps):
+    """left(step) -> "1:15", from the time that the steps since `first` took."""
+    began = time.time()
+    return lambda step: clock((time.time() - began) / max(1, step - first) * (steps - step))
 
 
 def run(main):

@@ -1,7 +1,9 @@
 """Where a command runs: device, dtype, processes, memory."""
 
+import contextlib
 import os
 import sys
+import time
 
 import torch
 import torch.distributed as dist
@@ -10,17 +12,22 @@ from lib.cli import UserError
 
 
 def pick_device(name):
-    """"auto" is the best there is. UserError for a device that this machine or torch build lacks."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """"auto" is the best there is. UserError for a device that this machine or torch lacks."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
+             "cpu": True}
     if name == "auto":
         return torch.device(next(d for d in there if there[d]))
     if not there.get(name.split(":")[0], False):
-        raise UserError(f"--device {name}: not available here; {', '.join(d for d in there if there[d])} or auto")
+        known = ", ".join(d for d in there if there[d])
+        raise UserError(f"--device {name}: not available here; {known} or auto")
     return torch.device(name)
 
 
 def pick_dtype(name, device):
-    """The dtype of the forward pass and the reason for it. Trained weights are float32 in any case."""
+    """The dtype of the forward pass and the reason for it. What is trained is always float32."""
+    if name == "float16" and device.type != "cuda":
+        raise UserError("--dtype float16 needs CUDA, where the loss is scaled; use float32 or "
+                        "bfloat16 here")
     if name != "auto":
         return getattr(torch, name), "as asked"
     if device.type == "cuda":
@@ -30,24 +37,56 @@ def pick_dtype(name, device):
     return torch.float32, "the reference; on a CPU or MPS the others are seldom faster"
 
 
+def autocast(device, dtype):
+    """A context in which matrix products run in dtype; does nothing for float32."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
 class Processes:
     """The processes that torchrun started, or this one alone."""
 
     def __init__(self):
-        self.size, self.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+        self.size = int(os.environ.get("WORLD_SIZE", 1))
+        self.rank = int(os.environ.get("RANK", 0))
         self.main = self.rank == 0  # the one that prints, evaluates and saves
         if self.size > 1:
             if torch.cuda.is_available():
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
-    def sum(self, values, device):
+    def device(self, name):
+        """The device of this process: with several on CUDA, each has its own."""
+        device = pick_device(name)
+        if device.type == "cuda" and self.size > 1:
+            return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        return device
+
+    def say(self, *words):
+        """Prints, in the main process only."""
+        if self.main:
+            print(*words)
+
+    def sum(self, values):
         """Each of the numbers summed over all processes."""
         if self.size == 1:
             return values
-        t = torch.tensor(values, dtype=torch.float64, device=device)
+        where = "cuda" if torch.cuda.is_available() else "cpu"
+        t = torch.tensor(values, dtype=torch.float64, device=where)
         dist.all_reduce(t)
         return t.tolist()
+
+    def barrier(self):
+        """Waits until all processes are here."""
+        self.sum([0])
+
+    @contextlib.contextmanager
+    def main_first(self):
+        """The main process runs the block before the others: so a download happens once."""
+        if not self.main:
+            self.barrier()
+        yield
+        if self.main:
+            self.barrier()
 
     def sum_gradients(self, params):
         """differs: no DistributedDataParallel. So little is trained that one plain sum does it."""
@@ -58,14 +97,22 @@ class Processes:
             for p, g in zip(params, flat.split([p.numel() for p in params])):
                 p.grad = g.view_as(p)
 
+    def leave(self):
+        """Ends the connection, when all are ready to."""
+        if self.size > 1:
+            self.barrier()  # who leaves first would take it away while others still work
+            time.sleep(1)  # pitfall: gloo aborts a process whose peer hangs up while it still reads
+            dist.destroy_process_group()
+
 
 def to_device(batch, device):
-    """The tensors of a micro-batch on a device; images may be None."""
-    return [x if x is None else x.to(device, non_blocking=True) for x in batch]
+    """The tensors of a micro-batch on a device; what is no tensor stays as it is."""
+    return [x.to(device, non_blocking=True) if torch.is_tensor(x) else x for x in batch]
 
 
 def peak_memory(device):
-    """The most that was held so far, in bytes: by tensors on CUDA, elsewhere by this whole process. None on Windows."""
+    """The most that was held so far, in bytes: by tensors on CUDA, elsewhere by this whole process.
+    None on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     try:

@@ -1,8 +1,11 @@
 """Learning rates over the steps, and what AdamW is told of each parameter."""
 
+import torch
+
 
 def schedule(optimizer, step, warmup, steps):
-    """Sets the learning rates of a step: linearly up to each group's peak, then linearly down to 0 (as SmallCap)."""
+    """Sets the learning rates of a step: linearly up to each group's peak, then linearly down to 0
+    (as SmallCap)."""
     warmup = min(warmup, steps // 5)  # a short run on a small folder should not end in its warm-up
     part = (step + 1) / (warmup + 1) if step < warmup else (steps - step) / max(1, steps - warmup)
     for group in optimizer.param_groups:
@@ -11,5 +14,17 @@ def schedule(optimizer, step, warmup, steps):
 
 def parameter_groups(params, peak, weight_decay):
     """Parameter groups of AdamW with their peak learning rate; weight decay on matrices only."""
-    groups = ((weight_decay, [p for p in params if p.dim() >= 2]), (0.0, [p for p in params if p.dim() < 2]))
-    return [{"params": kept, "lr": peak, "peak": peak, "weight_decay": decay} for decay, kept in groups if kept]
+    params = list(params)
+    groups = ((weight_decay, [p for p in params if p.dim() >= 2]),
+              (0.0, [p for p in params if p.dim() < 2]))
+    return [{"params": kept, "lr": peak, "peak": peak, "weight_decay": decay}
+            for decay, kept in groups if kept]
+
+
+def make_optimizer(trained, config, device):
+    """AdamW over {full name: parameter}; tuned backbones have a peak learning rate of their own."""
+    method = [p for name, p in trained.items() if name.startswith("method.")]
+    others = [p for name, p in trained.items() if not name.startswith("method.")]
+    return torch.optim.AdamW(parameter_groups(method, config.lr, config.weight_decay)
+                             + parameter_groups(others, config.backbone_lr, config.weight_decay),
+                             betas=(0.9, config.beta2), fused=device.type == "cuda")

@@ -1,86 +1,203 @@
-"""A run is a folder: its name, its log, resuming, Ctrl-C."""
+"""A run is a folder: its name, its checkpoints, its log, resuming, Ctrl-C.
+
+    out/shapes-ituning/   best.safetensors  last.safetensors    what was trained, nothing frozen
+                          resume.pt         log.jsonl  loss.png
+"""
 
 import json
 import os
 import signal
+import time
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch.utils.data import DataLoader
 
 from lib.cli import UserError
 from lib.files import repo_path
+from weights.reading import metadata, read
 
 
-def run_folder(config):
-    """The run's folder: as asked, or a new out/DATASET-METHOD, -2, -3, ...: no run overwrites another."""
-    if config.out:
-        return Path(config.out)
-    base = Path("out") / f"{Path(config.dataset).name}-{config.method}"
-    if config.resume:
-        runs = sorted([*Path("out").glob("*/resume.pt"), *Path("out").glob("*/search.pt")], key=lambda p: p.stat().st_mtime)
-        if not runs:
-            raise UserError("--resume: there is no run in out/ yet; leave --resume away to start one")
-        return runs[-1].parent
-    n = 2
-    out = base
+def new_folder(dataset, method):
+    """A new out/DATASET-METHOD, -2, -3, ...: no run overwrites another."""
+    base = Path("out") / f"{Path(dataset).name}-{method}"
+    out, n = base, 2
     while out.exists():
         out, n = base.with_name(f"{base.name}-{n}"), n + 1
     return out
 
 
-class Stop:
-    """Ctrl-C and SIGTERM ask the loop to save and stop after this step; the second time it is at once."""
+def newest(*names):
+    """The folder in out/ in which a file of one of these names was written last, or None."""
+    found = [p for name in names for p in Path(repo_path("out")).glob(f"*/{name}")]
+    return max(found, key=lambda p: p.stat().st_mtime).parent if found else None
 
-    def __init__(self):
-        self.asked = False
-        self.before = {s: signal.signal(s, self.ask) for s in (signal.SIGINT, signal.SIGTERM)}
 
-    def ask(self, number, frame):
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
+def newest_run():
+    """The run in out/ that was saved last. UserError if there is none."""
+    if found := newest("best.safetensors", "last.safetensors"):
+        return found
+    raise UserError("there is no checkpoint in out/ yet: run python train.py first, or name one "
+                    "with --ckpt")
 
-    def over(self):
-        for s, handler in self.before.items():
-            signal.signal(s, handler)
 
+def checkpoint_file(path):
+    """The weight file meant by a run's folder or by the file's own path."""
+    path = Path(path)
+    for file in (path / "best.safetensors", path / "last.safetensors", path):
+        if file.is_file():
+            return file
+    raise UserError(f"{path}: no checkpoint here (best.safetensors or last.safetensors); train.py "
+                    "writes one to out/NAME")
+
+
+def read_run_info(path):
+    """How a checkpoint was made: method, config, names and hashes of the frozen files."""
+    path = checkpoint_file(path)
+    info = json.loads(metadata(path).get("seegpt", "null"))
+    if info is None:
+        raise UserError(f"{path}: not a checkpoint of train.py (no entry seegpt in its metadata)")
+    if "lm" not in info:
+        raise UserError(f"{path}: written by an earlier version of train.py; train it again")
+    return info
+
+
+# ---------------------------------------------------------------------------- resuming
 
 def save_resume(path, step, model, optimizer, config, method_config, **more):
-    """Everything that the next step depends on, in one file that is either old or new, never half."""
+    """Everything that the next step depends on, in a file that is either old or new, never half."""
     state = {"step": step, "config": asdict(config), "method_config": asdict(method_config),
-             "trained": {n: p.detach() for n, p in model.trained().items()}, "rng": torch.get_rng_state(),
-             "optimizer": optimizer.state_dict(), **more}
+             "trained": {n: p.detach() for n, p in model.trained().items()},
+             "rng": torch.get_rng_state(), "optimizer": optimizer.state_dict(), **more}
     part = path.with_suffix(".part")
     torch.save(state, part)
     os.replace(part, path)
 
 
 def load_resume(folder):
-    """The state that save_resume wrote in training, or before that in the search for a layer."""
-    path = Path(folder) / "resume.pt"
-    if not path.exists() and (Path(folder) / "search.pt").exists():
-        path = Path(folder) / "search.pt"
+    """What save_resume wrote in training (resume.pt), or before that in a search (search.pt)."""
+    files = [Path(folder) / name for name in ("resume.pt", "search.pt")]
+    path = files[1] if files[1].exists() and not files[0].exists() else files[0]
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state["step"], state["config"], state["method_config"]
     except FileNotFoundError:
-        raise UserError(f"--resume: {folder} has no resume.pt; it appears with the first validation") from None
+        raise UserError(f"--resume: {folder} has no resume.pt; it appears with the first "
+                        "validation") from None
     except Exception as e:  # a damaged pickle can raise almost anything
-        raise UserError(f"{path} is damaged ({type(e).__name__}); "
-                        f"start anew, or use {folder}/last.safetensors with sample.py") from None
+        raise UserError(f"{path} is damaged ({type(e).__name__}); start anew, or use {folder}/"
+                        "last.safetensors with sample.py") from None
+    return state
 
 
-def open_log(path, step):
-    """log.jsonl open for appending, cut back to the lines up to this step."""
-    kept = []
-    for line in path.read_text("utf-8").splitlines() if path.exists() and step else []:
+def put_back(state, model, optimizer, scaler, path):
+    """Parameters, optimiser and loss scale as save_resume found them."""
+    model.restore(state["trained"], path)
+    optimizer.load_state_dict(state["optimizer"])
+    scaler.load_state_dict(state["scaler"])
+
+
+def begin_with(model, path):
+    """Puts what another run trained into the model. UserError if that differs in what it was."""
+    info, now = read_run_info(path), model.run_info
+    for name in ("lm", "clip"):
+        if info[name]["sha256"] != now[name]["sha256"]:
+            raise UserError(f"--init_from {path} was trained on other {name} weights "
+                            f"({info[name]['name']}); give those with --{name}")
+    before = {"method": info["method"], **info["config"]}
+    now = {"method": now["method"], **now["config"]}
+    if other := [k for k in now if before.get(k) != now[k]]:
+        raise UserError(f"--init_from {path} was trained with other settings: " + ", ".join(
+            f"{k} {str(before.get(k))[:40]}, here {str(now[k])[:40]}" for k in other))
+    path = checkpoint_file(path)
+    model.restore(read(path), path)
+
+
+class Log:
+    """log.jsonl: one line every so often, with the loss and the speed since the last one."""
+
+    def __init__(self, path, step, processes):
+        """Cut back to the lines up to this step, and opened for more by the main process."""
+        self.processes, self.file = processes, None
+        if processes.main:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            kept = [line for line in read_log(path) if line["step"] <= step] if step else []
+            path.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+            self.file = open(path, "a", buffering=1, encoding="utf-8")
+        self.restart()
+
+    def restart(self):
+        self.sums, self.since = Counter(), time.time()
+
+    def count(self, loss, targets, batch):
+        """What a step did: its summed loss, its targets, its images and captions."""
+        self.sums["loss"] += loss
+        self.sums["targets"] += targets
+        for micro in batch:
+            self.sums["images"] += 0 if micro.images is None else len(micro.images)
+            self.sums["captions"] += int((micro.targets != -1).any(1).sum())
+
+    def write_counted(self, step, **line):
+        """As write, with the loss and the speed since the last time, over all processes."""
+        names = ("loss", "targets", "images", "captions")
+        sums = self.processes.sum([float(self.sums[name]) for name in names])
+        spent = time.time() - self.since
+        self.restart()
+        return self.write(step, loss=sums[0] / sums[1], **line, images_per_s=sums[2] / spent,
+                          captions_per_s=sums[3] / spent)
+
+    def write(self, step, **line):
+        """Writes a line and gives it back."""
+        if self.file:
+            self.file.write(json.dumps({"step": step, **line}) + "\n")
+        return line
+
+
+def read_log(path):
+    """The lines of a log.jsonl as dictionaries."""
+    lines = []
+    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
+            lines.append(json.loads(line))
         except ValueError:
             pass  # the last line of a killed run may be half a line
-    path.write_text("".join(kept), "utf-8")
-    return open(path, "a", buffering=1, encoding="utf-8")
+    return lines
+
+
+def print_parameters(model):
+    """Which part has how many parameters, and how many of them learn."""
+    parts = {"image transformer": model.vit, "language model": model.lm, "method": model.method}
+    for name, module in parts.items():
+        total = sum(p.numel() for p in module.parameters())
+        learn = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        print(f"  {name:18}{total:>14,} parameters{learn:>14,} trained"
+              f"{'' if learn else '   frozen'}")
+    for name, part in model.method.named_children():
+        if 0 < (inside := sum(p.numel() for p in part.parameters())) < total:
+            print(f"    {name:16}{inside:>14,}")
+
+
+# ---------------------------------------------------------------------------- the loop's input
+
+class Stop:
+    """with Stop() as stop: Ctrl-C and SIGTERM only set stop.asked, so that the loop can save and
+    stop after its step; the second time it is at once."""
+
+    def __enter__(self):
+        self.asked = False
+        self.before = {s: signal.signal(s, self.ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def ask(self, number, frame):
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __exit__(self, *error):
+        for s, handler in self.before.items():
+            signal.signal(s, handler)
 
 
 def ignore_ctrl_c(worker):
@@ -88,11 +205,12 @@ def ignore_ctrl_c(worker):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def newest_run():
-    """The run in out/ that was saved last. UserError if there is none."""
-    out = Path(repo_path("out"))
-    saved = [*out.glob("*/best.safetensors"), *out.glob("*/last.safetensors")]
-    if not saved:
-        raise UserError("there is no checkpoint in out/ yet: run python train.py first, "
-                        "or name one with --ckpt")
-    return max(saved, key=lambda p: p.stat().st_mtime).parent
+def load_batches(data, first, steps, workers, device):
+    """Yields (step, batch) for the steps first .. steps - 1, read ahead by so many processes.
+    UserError where the batch is the message of a broken image (data/batches.py)."""
+    loader = DataLoader(data, batch_size=None, sampler=range(first, steps), num_workers=workers,
+                        pin_memory=device.type == "cuda", worker_init_fn=ignore_ctrl_c)
+    for step, batch in zip(range(first, steps), loader):
+        if isinstance(batch, str):
+            raise UserError(batch)
+        yield step, batch

@@ -1,0 +1,42 @@
+"""Boxes [x, y, w, h] in pixels to choose from: from a file, or windows that slide over the image."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from lib.cli import UserError
+from lib.files import read_json
+
+
+def windows(size):
+    """Squares of a half and a quarter of the shorter side of an image of size (width, height), each
+    half over the next or more."""
+    found = []
+    for part in (2, 4):
+        side = min(size) / part
+        xs, ys = (np.linspace(0, n - side, math.ceil(2 * (n - side) / side) + 1).tolist()
+                  for n in size)
+        found += [[x, y, side, side] for y in ys for x in xs]
+    return found
+
+
+def read_boxes(path, name, size):
+    """The boxes for the image called name, of size (width, height). UserError unless the file holds
+    boxes of four numbers, all of them in the image."""
+    form = "expected [[x, y, w, h], ...] in pixels, or {image: such a list}"
+    found = read_json(Path(path), form)
+    if isinstance(found, dict):
+        found = found.get(name, found.get(Path(name).name))
+        if found is None:
+            raise UserError(f"{path} has no boxes for {name}; {form}")
+    number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool)
+    if not (isinstance(found, list) and found and all(
+            isinstance(b, list) and len(b) == 4 and all(map(number, b)) and min(b[2:]) > 0
+            for b in found)):
+        raise UserError(f"{path}: no boxes, or not of this form; {form}")
+    for x, y, w, h in found:
+        if x >= size[0] or y >= size[1] or x + w <= 0 or y + h <= 0:
+            raise UserError(f"{path}: {[x, y, w, h]} lies outside {name}, which has {size[0]} x "
+                            f"{size[1]} pixels")
+    return found
