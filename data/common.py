@@ -1,18 +1,5 @@
-"""What the prepare scripts share, and how train.py, sample.py and evaluate.py read their result.
+"""What the prepare scripts share. What they write is described in tasks.py."""
 
-A prepared dataset is a folder with one file a split, one line an item:
-
-    data/coco/val.jsonl   {"id": 42, "image": "val2014/COCO_val2014_000000000042.jpg",
-                           "captions": ["A shoe.", "..."], "cocoid": 42}
-    data/coco/meta.json   {"task": "caption", "images": {"train": 113287, ...}, ...}
-
-A question without a picture has "image": null. answers.json, where it is there, lists the answers to
-choose from.
-
-The first half finds and reads such a folder, the second half is for those who write one.
-"""
-
-import difflib
 import json
 import os
 import re
@@ -29,113 +16,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from lib.cli import UserError
 from lib.files import progress, read_json, replacing
 from weights.download import download
-
-DATA = Path(__file__).resolve().parent
-# What to run for a dataset that is not prepared, where the bare script is not enough.
-RUN_WITH = {"coco": " --download (fetches 20 GB), or with --help for images you have",
-            "flickr30k": " --download, which says where the images come from",
-            "nocaps": " --download (4,500 images, one by one; there is only a split val)",
-            "visual_genome": " --download (fetches 15 GB), or with --help for images you have",
-            "vqa2": " --download (43 MB of questions; the images are COCO's), or with --help for files you have",
-            "gqa": " --download (fetches 23 GB), or with --help for files you have",
-            "snli_ve": " --download (the sentences; the images are Flickr30k's)",
-            "scienceqa": " --download, or with --help for files you have",
-            "refcoco": " --download (156 MB; the images are COCO's), or with --help for files you have; the names are "
-                       "then refcoco/refcoco, refcoco/refcoco+ and refcoco/refcocog",
-            "folder": " path/to/photos, and then give that path instead of the name"}
-FORM = ('{"id": 1, "image": "photo.jpg", "captions": ["A shoe."]} (or in place of captions: '
-        '"question" and "answers", "hypothesis" and "label", "expression" and "box")')
-TASKS = ("captions", "question", "hypothesis", "expression")  # one of them is in every line
-KINDS = {"id": (int, str), "image": str, "captions": list, "question": str, "answers": dict,
-         "hypothesis": str, "label": str, "expression": str, "box": list, "proposals": list, "masks": list,
-         "raw_answers": list, "choices": list, "hint": str, "lecture": str, "solution": str}
-
-# ---------------------------------------------------------------------------- finding and reading
-
-
-def is_prepared(folder):
-    """Whether any of the usual splits is there; nocaps, for one, has no train."""
-    return any((folder / f"{split}.jsonl").is_file() for split in ("train", "val", "test"))
-
-
-def find_dataset(name):
-    """The folder of a dataset: "coco" -> data/coco, "shapes/vqa" -> data/shapes/vqa, else name is
-    the path of a folder. UserError says how to prepare it, or what was probably meant. Where both
-    are there, ./coco is the one in the working folder."""
-    key = str(name).replace(os.sep, "/").rstrip("/")
-    files = [p for form in ("*/prepare.py", "*/*.jsonl", "*/*/*.jsonl") for p in DATA.glob(form)]
-    known = sorted({p.parent.relative_to(DATA).as_posix() for p in files})
-    places = [DATA / key] * (key.split("/")[0] in known) + [Path(name).expanduser().absolute()]
-    for folder in places:
-        if is_prepared(folder):
-            return folder
-    folder = places[0]
-    for owner, task in ((folder, ""), (folder.parent, f" {folder.name}")):
-        if owner.parent == DATA and (owner / "prepare.py").is_file():
-            raise UserError(f"{key} is not prepared: run python data/{owner.name}/prepare.py"
-                            f"{task}{RUN_WITH.get(owner.name, '')}")
-    if folder.is_dir():
-        raise UserError(f"{name}: this folder has no train.jsonl; python data/folder/prepare.py {name} makes "
-                        f"it from photos with captions, or write one line an item: {FORM}")
-    if folder.is_file():
-        raise UserError(f"{name}: a file; name the folder that holds train.jsonl")
-    near = "".join(f"did you mean {n}? " for n in difflib.get_close_matches(key, known, n=1))
-    raise UserError(f"{name}: neither a dataset nor a folder; {near}datasets: {', '.join(known)}")
-
-
-def load_split(folder, split):
-    """The items of folder/split.jsonl as a list of dictionaries, "image" made an absolute Path
-    unless it is None. UserError names file and line. Whether the images exist is seen when they
-    are opened."""
-    folder, items = Path(folder).expanduser().absolute(), []
-    path = folder / f"{split}.jsonl"
-    try:
-        # pitfall: Notepad begins a file with a byte-order mark; utf-8-sig skips it.
-        with open(path, encoding="utf-8-sig") as f:
-            for number, line in enumerate(f, 1):
-                if line.strip():
-                    items.append(parse_item(line, folder, f"{path} line {number}"))
-    except FileNotFoundError as e:
-        there = ", ".join(sorted(p.stem for p in folder.glob("*.jsonl"))) or "none"
-        raise UserError(f"{path}: no such split; there are: {there}") from e
-    except UnicodeDecodeError as e:
-        raise UserError(f"{path}: not written in UTF-8 ({e.reason} at byte {e.start})") from e
-    except OSError as e:
-        raise UserError(f"{path}: cannot be read ({e.strerror or e})") from e
-    if not items:
-        raise UserError(f"{path}: holds no item")
-    return items
-
-
-def parse_item(line, folder, where):
-    """One line as a dictionary. UserError that begins with where, if it has not the form above."""
-    try:
-        item = json.loads(line)
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{where}: not JSON ({e})") from e
-    if not isinstance(item, dict):
-        raise UserError(f"{where}: not of the form {FORM}")
-    for key in ("id", "image"):
-        if key not in item:
-            raise UserError(f'{where}: no "{key}"; expected {FORM}')
-    if not any(key in item for key in TASKS):
-        raise UserError(f"{where}: neither {' nor '.join(TASKS)}; expected {FORM}")
-    for key, kind in KINDS.items():
-        blind = key == "image" and item["image"] is None and "question" in item
-        if key in item and not isinstance(item[key], kind) and not blind:
-            raise UserError(f'{where}: "{key}" is {json.dumps(item[key])[:40]}; expected {FORM}')
-    # pitfall: null is no caption, and a caption that is not in a list would be read by letters.
-    if not all(isinstance(text, str) for text in item.get("captions", [])):
-        raise UserError(f'{where}: "captions" must be a list of texts')
-    for key in ("raw_answers", "choices"):
-        if not all(isinstance(text, str) for text in item.get(key, [])):
-            raise UserError(f'{where}: "{key}" must be a list of texts')
-    if not all(isinstance(n, (int, float)) and n > 0 for n in item.get("answers", {}).values()):
-        raise UserError(f'{where}: "answers" must be of the form {{"yes": 8, "no": 2}}, with how many gave each of them')
-    if item["image"] is not None:
-        item["image"] = folder / item["image"]  # an absolute path stays what it is
-    return item
-
 
 # ---------------------------------------------------------------------------- text and JSON
 
@@ -279,7 +159,7 @@ def check_images(paths):
     return wrong
 
 
-def need_room(folder, size):
+def check_disk(folder, size):
     """UserError now, if size bytes do not fit, rather than after hours of download."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -313,7 +193,7 @@ def extract(archive, folder, wanted):
                 raise UserError(f"{archive}: refused, since its member {name!r} leads out of the "
                                 "folder; this is not the published file")
             todo = [m for m in z.infolist() if m.filename in wanted and not is_there(m)]
-            need_room(folder, sum(m.file_size for m in todo))
+            check_disk(folder, sum(m.file_size for m in todo))
             show = progress(f"unpacking {Path(archive).name}", len(todo))
             for done, member in enumerate(todo, 1):
                 with z.open(member) as source, replacing(folder / member.filename) as f:
@@ -331,7 +211,7 @@ def fetch_zip(path, wanted, urls, size=None, **hashes):
     bytes; where nobody states it, a full disk is noticed no earlier than it is full."""
     part = path.with_name(f"{path.name}.part")
     if not path.exists():  # room for the zip and for what is in it, which is hardly any smaller
-        need_room(path.parent, 2 * (size or 0) - (part.stat().st_size if part.exists() else 0))
+        check_disk(path.parent, 2 * (size or 0) - (part.stat().st_size if part.exists() else 0))
     extract(download(urls, path, size, **hashes), path.parent, wanted)
     print(f"{path} is unpacked and may be deleted")
 

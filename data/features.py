@@ -1,6 +1,7 @@
-"""Features of the frozen image transformer, computed once."""
+"""Features of the frozen image transformer: computed once into a file, or in memory."""
 
 import hashlib
+import math
 import os
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -9,16 +10,18 @@ import numpy as np
 import torch
 
 from clip_vit import preprocess
-from lib.files import progress
+from data.common import check_disk
+from lib.files import plain_errors, progress
 from lib.pictures import open_image
 from weights.reading import fingerprint
 
 
 def cached_features(vit, items, folder, split, device, batch=64):
-    """Feats (n, N, D) of a split's images, computed once into a memory-mapped fp16 file beside the dataset.
+    """Feats (n, N, D) of a split's images, computed once into a memory-mapped fp16 file beside the
+    dataset. fp16 rounds by 5e-4 at most. UserError if the disk has no room for it.
 
     The file's name carries a hash of the encoder's weights, the preprocessing and the list of
-    images: with another encoder or other images it is simply not found. fp16 rounds by 5e-4 at most.
+    images: with another encoder or other images it is simply not found.
     """
     items = [item for item in items if item["image"] is not None]
     sha = hashlib.sha256(f"{fingerprint(vit)} crop {vit.image_size}".encode())
@@ -27,16 +30,19 @@ def cached_features(vit, items, folder, split, device, batch=64):
         sha.update(f"{item['image']} {info and (info.st_size, info.st_mtime_ns)}".encode())
     path = Path(folder) / f"features-{split}-{sha.hexdigest()[:16]}.npy"
     if not path.exists():
+        shape = len(items), 1 + (vit.image_size // vit.patch) ** 2, vit.width
+        # pitfall: a mapped file takes its room only while it is written, and where the disk is full
+        # by then, the process dies without a word.
+        check_disk(path.parent, 2 * math.prod(shape))
         part = path.with_suffix(f".{os.getpid()}.part")
-        N = 1 + (vit.image_size // vit.patch) ** 2
-        out = np.lib.format.open_memmap(part, "w+", np.float16, (len(items), N, vit.width))
-        show = progress(f"encoding {split}", len(items))
+        show, done = progress(f"encoding {split}", len(items)), 0
         try:
-            for i in range(0, len(items), batch):
-                images = [preprocess(open_image(x["image"]), vit.image_size) for x in items[i:i + batch]]
-                with torch.no_grad():
-                    out[i:i + len(images)] = vit(torch.stack(images).to(device)).half().cpu().numpy()
-                show(i + len(images))
+            with plain_errors(part):
+                out = np.lib.format.open_memmap(part, "w+", np.float16, shape)
+            for feats in encode(vit, items, vit.image_size, device, batch):
+                out[done:done + len(feats)] = feats.half().cpu().numpy()
+                done += len(feats)
+                show(done)
             out.flush()
             del out
             os.replace(part, path)
@@ -45,9 +51,16 @@ def cached_features(vit, items, folder, split, device, batch=64):
     return np.load(path, mmap_mode="r")
 
 
-def features(model, items, device, batch=64):
-    """Feats (n, N, D) of the items' images, in memory. UserError for an image that cannot be read."""
-    load = lambda item: preprocess(open_image(item["image"]), model.vit.image_size)
-    with ThreadPool() as pool, torch.no_grad():  # decoding JPEGs takes longer than a small ViT
-        return torch.cat([model.image_features(torch.stack(pool.map(load, items[i:i + batch])).to(device))
-                          for i in range(0, len(items), batch)])
+def image_features_of(model, items, device, batch=64):
+    """Feats (n, N, D) of the items' images, in memory."""
+    return torch.cat([*encode(model.image_features, items, model.vit.image_size, device, batch)])
+
+
+@torch.no_grad()
+def encode(encoder, items, size, device, batch):
+    """Yields feats (batch, N, D) of the items' images, size pixels wide and tall. UserError for an
+    image that cannot be read."""
+    load = lambda item: preprocess(open_image(item["image"]), size)
+    with ThreadPool() as pool:  # decoding JPEGs takes longer than a small ViT
+        for i in range(0, len(items), batch):
+            yield encoder(torch.stack(pool.map(load, items[i:i + batch])).to(device))

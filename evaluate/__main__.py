@@ -38,7 +38,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.common import find_dataset, load_split
+from data.tasks import find_dataset, load_split
 from data.tasks import task_of
 from evaluate.captioning import answer, caption, score
 from evaluate.official import find_official

@@ -4,7 +4,7 @@
 import numpy as np
 import torch
 
-from data.features import features
+from data.features import image_features_of
 from data.shapes import world
 from data.shapes.exact import exact_columns, scenes_of
 from data.tasks import condition
@@ -23,7 +23,7 @@ def caption(model, items, config, device, autocast, label="captions"):
     texts, show = [], progress(label, len(items))
     for i in range(0, len(items), config.batch):
         with autocast:
-            feats = features(model, items[i:i + config.batch], device)
+            feats = image_features_of(model, items[i:i + config.batch], device)
             texts += model.generate(feats, prompt=config.prompt, beam=config.beam,
                                     max_new_tokens=config.max_new_tokens, length_penalty=config.length_penalty)
         show(len(texts))
@@ -49,7 +49,7 @@ def answer(model, items, config, device, autocast, label="answers"):
                 feats = None
                 if items[numbers[0]]["image"] is not None:
                     place = {image: n for n, image in enumerate(first)}
-                    feats = features(model, [items[i] for i in first.values()], device)
+                    feats = image_features_of(model, [items[i] for i in first.values()], device)
                     feats = feats[torch.tensor([place[items[i]["image"]] for i in numbers], device=device)]
                 found = ([best[0][0] for best in model.choose(feats, prompts)] if model.method.answers else
                          model.generate(feats, prompts, beam=1, max_new_tokens=config.max_new_tokens))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.common import find_dataset, load_split
+from data.tasks import find_dataset, load_split
 from data.masks import iou, mask_of
 from lib.cli import UserError
 from lib.files import progress, read_json

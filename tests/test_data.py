@@ -32,7 +32,7 @@ from PIL import Image
 
 from lib import files
 from lib.cli import UserError
-from data import common
+from data import common, tasks
 from data.coco import prepare
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -208,12 +208,12 @@ def test_a_link_to_another_disk_stays_a_relative_path(coco, tmp_path):
 def test_what_was_written_is_read_again(coco, monkeypatch, tmp_path):
     run(coco)
     monkeypatch.chdir(coco.parent)  # a relative folder gives absolute images too
-    items = common.load_split("coco", "val")
+    items = tasks.load_split("coco", "val")
     assert [item["image"] for item in items] == [coco / "val2014/COCO_val2014_000000000003.jpg",
                                                  coco / "val2014/COCO_val2014 6.jpg"]
     assert all(item["image"].is_absolute() and item["image"].is_file() for item in items)
     run(coco, out=str(tmp_path / "far"))
-    assert common.load_split(tmp_path / "far", "val") == items
+    assert tasks.load_split(tmp_path / "far", "val") == items
 
 
 # ---------------------------------------------------------------------------- what is missing
@@ -336,7 +336,7 @@ def test_a_file_where_a_folder_should_be_is_one_line(coco, tmp_path):
     fails(lambda: run(coco, out=str(file)), file, "cannot be written")
     fails(lambda: run(coco, karpathy=str(coco)), coco, "cannot be read")
     fails(lambda: common.list_images(file), file, "cannot be read as a folder")
-    fails(lambda: common.need_room(file / "x", 1), file, "choose another")
+    fails(lambda: common.check_disk(file / "x", 1), file, "choose another")
 
 
 def test_the_command_ends_in_one_line_and_needs_no_torch(coco):
@@ -523,7 +523,7 @@ def test_a_damaged_zip_is_one_line_and_leaves_no_file(tmp_path, damage):
     ("3", ["not of the form"]),
     ('{"id": 1, "captions": ["A shoe."]}', ['no "image"']),
     ('{"image": "a.jpg", "captions": ["A shoe."]}', ['no "id"']),
-    ('{"id": 1, "image": "a.jpg", "caption": "A shoe."}', ["neither captions nor question nor"]),
+    ('{"id": 1, "image": "a.jpg", "caption": "A shoe."}', ["neither captions nor hypothesis nor"]),
     ('{"id": 1, "image": "a.jpg", "question": "red?", "answers": {"yes": "8"}}', ['"answers" must be of the form']),
     ('{"id": 1, "image": "a.jpg", "question": "red?", "answers": {"yes": 0}}', ['"answers" must be of the form']),
     ('{"id": 1, "image": "a.jpg", "question": "red?", "answers": {}, "raw_answers": [1]}', ['"raw_answers" must be a list']),
@@ -536,7 +536,7 @@ def test_a_damaged_zip_is_one_line_and_leaves_no_file(tmp_path, damage):
 def test_a_wrong_line_is_named_by_file_and_number(tmp_path, line, words):
     good = '{"id": 1, "image": "a.jpg", "captions": ["A shoe."]}\n'
     (tmp_path / "train.jsonl").write_text(good + "\n" + good + line + "\n")
-    fails(lambda: common.load_split(tmp_path, "train"), tmp_path / "train.jsonl line 4", *words)
+    fails(lambda: tasks.load_split(tmp_path, "train"), tmp_path / "train.jsonl line 4", *words)
 
 
 def test_all_tasks_and_other_keys_are_read(tmp_path):
@@ -549,7 +549,7 @@ def test_all_tasks_and_other_keys_are_read(tmp_path):
     text = "\n\n".join(json.dumps(item, ensure_ascii=False) for item in items)
     (tmp_path / "test.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
     images = [tmp_path / name for name in ("a.jpg", "b/a.jpg", "ä.jpg", "a.jpg")]
-    assert common.load_split(tmp_path, "test") == [
+    assert tasks.load_split(tmp_path, "test") == [
         item | {"image": image} for item, image in zip(items, images)]
 
 
@@ -557,9 +557,9 @@ def test_an_absent_or_empty_split_is_one_line(tmp_path):
     common.write_split(tmp_path, "test", [{"id": 1}])
     common.write_split(tmp_path, "val", [])
     (tmp_path / "latin.jsonl").write_bytes('{"id": "é"}'.encode("latin1"))
-    fails(lambda: common.load_split(tmp_path, "train"), "train.jsonl", "latin, test, val")
-    fails(lambda: common.load_split(tmp_path, "val"), "val.jsonl", "no item")
-    fails(lambda: common.load_split(tmp_path, "latin"), "latin.jsonl", "UTF-8")
+    fails(lambda: tasks.load_split(tmp_path, "train"), "train.jsonl", "latin, test, val")
+    fails(lambda: tasks.load_split(tmp_path, "val"), "val.jsonl", "no item")
+    fails(lambda: tasks.load_split(tmp_path, "latin"), "latin.jsonl", "UTF-8")
 
 
 @pytest.fixture
@@ -572,44 +572,44 @@ def data(tmp_path, monkeypatch):
     common.write_split(folder / "shapes", "train", [])
     (folder / "shapes/vqa").mkdir()
     common.write_split(folder / "shapes/vqa", "val", [])
-    monkeypatch.setattr(common, "DATA", folder)
+    monkeypatch.setattr(tasks, "DATA", folder)
     monkeypatch.chdir(tmp_path)
     return folder
 
 
 def test_a_dataset_is_found_by_name_or_by_path(data, tmp_path):
     common.write_split(tmp_path / "my own", "test", [])
-    assert common.find_dataset("shapes") == data / "shapes"
-    assert common.find_dataset("shapes/") == data / "shapes"
-    assert common.find_dataset("shapes/vqa") == data / "shapes/vqa"
-    assert common.find_dataset("my own") == tmp_path / "my own"
-    assert common.find_dataset(tmp_path / "my own") == tmp_path / "my own"
-    assert common.find_dataset("project/data/shapes") == data / "shapes"
+    assert tasks.find_dataset("shapes") == data / "shapes"
+    assert tasks.find_dataset("shapes/") == data / "shapes"
+    assert tasks.find_dataset("shapes/vqa") == data / "shapes/vqa"
+    assert tasks.find_dataset("my own") == tmp_path / "my own"
+    assert tasks.find_dataset(tmp_path / "my own") == tmp_path / "my own"
+    assert tasks.find_dataset("project/data/shapes") == data / "shapes"
     for folder in ("coco", "shapes"):  # of the same name in the working folder
         common.write_split(tmp_path / folder, "train", [])
-    assert common.find_dataset("shapes") == data / "shapes"
-    assert common.find_dataset("./shapes") == tmp_path / "shapes"
-    assert common.find_dataset("coco") == tmp_path / "coco"  # data/coco is not prepared
+    assert tasks.find_dataset("shapes") == data / "shapes"
+    assert tasks.find_dataset("./shapes") == tmp_path / "shapes"
+    assert tasks.find_dataset("coco") == tmp_path / "coco"  # data/coco is not prepared
 
 
 def test_a_dataset_that_is_not_prepared_says_what_to_run(data, tmp_path):
     """A raw download that happens to be a .jsonl does not count as prepared."""
     common.write_split(data / "coco", "snli_ve_train", [])
     for name in ("coco", "coco/", str(data / "coco")):
-        fails(lambda: common.find_dataset(name), "coco is not prepared: run python "
+        fails(lambda: tasks.find_dataset(name), "coco is not prepared: run python "
               "data/coco/prepare.py --download (fetches 20 GB), or with --help")
-    text = fails(lambda: common.find_dataset("shapes/refer"))
+    text = fails(lambda: tasks.find_dataset("shapes/refer"))
     assert text == "shapes/refer is not prepared: run python data/shapes/prepare.py refer"
 
 
 def test_an_unknown_dataset_is_answered_with_the_nearest(data, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file.jsonl").write_text("")
-    fails(lambda: common.find_dataset("cocco"), "cocco: neither a dataset nor a folder",
+    fails(lambda: tasks.find_dataset("cocco"), "cocco: neither a dataset nor a folder",
           "did you mean coco?", "datasets: coco, shapes, shapes/vqa")
-    assert "did you mean" not in fails(lambda: common.find_dataset("qqqqq"))
-    fails(lambda: common.find_dataset("empty"), "no train.jsonl", '"captions": ["A shoe."]')
-    fails(lambda: common.find_dataset("file.jsonl"), "name the folder")
+    assert "did you mean" not in fails(lambda: tasks.find_dataset("qqqqq"))
+    fails(lambda: tasks.find_dataset("empty"), "no train.jsonl", '"captions": ["A shoe."]')
+    fails(lambda: tasks.find_dataset("file.jsonl"), "name the folder")
 
 
 # ---------------------------------------------------------------------------- the rest
@@ -649,7 +649,7 @@ def test_real_images_are_prepared(tmp_path):
     run(folder, out=str(tmp_path), check=True)
     assert meta(tmp_path)["images"] == {"train": 66, "val": 7, "test": 7}
     assert skipped(tmp_path, "damaged images") == []
-    items = common.load_split(common.find_dataset(str(tmp_path)), "train")
+    items = tasks.load_split(tasks.find_dataset(str(tmp_path)), "train")
     folders = [item["image"].parent.name for item in items]
     assert folders.count("train2014") == 60 and folders.count("val2014") == 6  # restval
     assert all(text == text.strip() and "\n" not in text for i in items for text in i["captions"])

@@ -20,7 +20,7 @@ from PIL import Image
 from lib.cli import UserError
 from clip_vit import preprocess
 from lib.pictures import open_image
-from data import common
+from data import common, tasks
 from data.flickr30k import prepare as flickr30k
 from data.folder import prepare as folder
 from data.nocaps import prepare as nocaps
@@ -149,7 +149,7 @@ def test_flickr30k_has_five_captions_an_image_and_the_photos_number_as_id(flickr
     assert lines(flickr, "test") == [{"id": 1004, "image": "images/1004.jpg",
                                       "captions": [f"Photo 1004, number {i}." for i in range(5)]}]
     assert meta(flickr)["captions"] == {"train": 10, "val": 5, "test": 5}
-    assert common.load_split(flickr, "val")[0]["image"] == flickr / "images/1003.jpg"
+    assert tasks.load_split(flickr, "val")[0]["image"] == flickr / "images/1003.jpg"
 
 
 def test_flickr30k_counts_are_asserted_unless_partial(flickr, monkeypatch):
@@ -213,7 +213,7 @@ def test_nocaps_is_a_val_split_whose_items_keep_their_domain(novel):
                         "domain": "near-domain"}
     assert [item["domain"] for item in items] == DOMAINS + DOMAINS[:1]
     assert meta(novel)["domains"] == {"in-domain": 2, "near-domain": 1, "out-domain": 1}
-    fails(lambda: common.load_split(novel, "test"), "no such split; there are: val")
+    fails(lambda: tasks.load_split(novel, "test"), "no such split; there are: val")
 
 
 def test_nocaps_counts_are_asserted_unless_partial(novel, monkeypatch):
@@ -344,7 +344,7 @@ def test_the_phrases_of_an_image_are_cleaned_and_different(genome):
     assert lines(genome, "train")[0] == {
         "id": 1, "image": "VG_100K_2/1.jpg", "captions": ["the clock is green", "a red car", "a car", "caf\u00e9"]}
     assert skipped(genome, "repeated phrases") == ["VG_100K_2/1.jpg"] * 3 + ["VG_100K/7.jpg"]
-    assert all(item["image"].is_file() for item in common.load_split(genome, "train"))
+    assert all(item["image"].is_file() for item in tasks.load_split(genome, "train"))
 
 
 def test_visual_genome_counts_are_asserted_unless_partial(genome, monkeypatch):
@@ -437,7 +437,7 @@ def test_a_list_with_tabs_gives_the_captions(album, capsys):
         "dog.jpg": ["A dog.", "a brown dog"], "garden/red car.jpg": ["a car"], "garden/\u6c34.jpg": ["water"],
         "x.JPG": ["an x \U0001f600"], f"{ACCENT}.jpg": ["in a caf\u00e9"]}
     for split in ("train", "val"):
-        for item in common.load_split(common.find_dataset(str(album)), split):
+        for item in tasks.load_split(tasks.find_dataset(str(album)), split):
             assert item["image"].is_file()
     assert skipped(album, "missing images") == ["gone.jpg"]
     assert skipped(album, "repeated captions") == ["dog.jpg"]
@@ -463,7 +463,7 @@ def test_images_outside_of_the_folder_are_found_by_their_path(album, tmp_path):
     fill(album, {"captions.tsv": f"{tmp_path / 'dog.jpg'}\tanother dog\n../next door/cat.jpg\ta cat\nx.JPG\tx\n"})
     photos(album)
     items = {item["captions"][0]: item["image"] for split in ("train", "val")
-             for item in common.load_split(album, split)}
+             for item in tasks.load_split(album, split)}
     assert items["another dog"].samefile(tmp_path / "dog.jpg")
     assert items["a cat"].samefile(tmp_path / "next door/cat.jpg")
 
@@ -528,7 +528,7 @@ def test_splits_that_somebody_else_wrote_are_not_overwritten(album, tmp_path):
     fails(lambda: photos(album), album / "train.jsonl")
     assert (album / "train.jsonl").read_text() == "precious"
     photos(album, out=str(tmp_path / "out"))
-    assert all(item["image"].is_file() for item in common.load_split(tmp_path / "out", "train"))
+    assert all(item["image"].is_file() for item in tasks.load_split(tmp_path / "out", "train"))
     photos(album, out=str(tmp_path / "out"))  # its own result may be replaced
 
 
@@ -572,7 +572,7 @@ def test_a_name_that_cannot_be_printed_is_reported_and_read(tmp_path):
                           capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "left out: 1 damaged images: 'caf\\udce9 broken.jpg (not an image)'\n" in done.stdout
-    items = [item for split in ("train", "val") for item in common.load_split(tmp_path, split)]
+    items = [item for split in ("train", "val") for item in tasks.load_split(tmp_path, split)]
     assert len(items) == 3 and all(item["image"].is_file() for item in items)
 
 
@@ -589,7 +589,7 @@ def test_every_script_ends_in_one_line_and_is_found_by_name(name, tmp_path, monk
     assert done.stderr.startswith("error: no") and done.stderr.count("\n") == 1
     assert sorted(tmp_path.iterdir()) == []
     monkeypatch.chdir(tmp_path)
-    if not common.is_prepared(ROOT / "data" / name):
-        fails(lambda: common.find_dataset(name), f"run python data/{name}/prepare.py", common.RUN_WITH[name])
+    if not tasks.is_prepared(ROOT / "data" / name):
+        fails(lambda: tasks.find_dataset(name), f"run python data/{name}/prepare.py", tasks.RUN_WITH[name])
     help = subprocess.run([*command, "--help"], capture_output=True, text=True).stdout
     assert "--check" in help and "--out" in help

@@ -19,8 +19,7 @@ import sys
 
 import pytest
 
-from lib.cli import UserError
-from data import common
+from data import common, tasks
 from data.refcoco import prepare as refcoco
 from test_data import ROOT, fails, jpeg, lines, meta, site, skipped, zipped
 from test_datasets import ACCENT, fill
@@ -117,7 +116,7 @@ def test_an_expression_comes_out_as_documented(refer):
                      "expression": "Left man", "box": OBJECTS[11],
                      "proposals": [OBJECTS[11], OBJECTS[12], OBJECTS[13]]}
     assert second == first | {"id": 1, "expression": "caf\u00e9"}
-    item = common.load_split(refer / "refcoco", "testB")[1]
+    item = tasks.load_split(refer / "refcoco", "testB")[1]
     assert item["image"].is_file() and item["id"] == 5 and item["box"] == OBJECTS[42]
     assert item["proposals"] == [OBJECTS[41], OBJECTS[42]]  # 41 has no height: a few of COCO's boxes are so
 
@@ -272,12 +271,12 @@ def test_masks_are_written_when_asked_for(refer):
     run(refer)
     assert not any("masks" in item for item in lines(refer / "refcoco", "train"))
     run(refer, masks=True)
-    item = common.load_split(refer / "refcoco", "train")[0]
+    item = tasks.load_split(refer / "refcoco", "train")[0]
     assert item["masks"] == [polygons(OBJECTS[11]), polygons(OBJECTS[12]), RUNS]
     assert len(item["proposals"]) == 3
     assert all(len(item["masks"]) == len(item["proposals"]) for item in lines(refer / "refcoco", "testB"))
     fill(refer, {"a.jsonl": json.dumps(item | {"image": "a.jpg", "masks": "P1"})})
-    fails(lambda: common.load_split(refer, "a"), '"masks" is "P1"')
+    fails(lambda: tasks.load_split(refer, "a"), '"masks" is "P1"')
 
 
 @pytest.mark.parametrize("mask", [
@@ -423,18 +422,18 @@ def test_each_set_is_downloaded_once(refer, tmp_path, site, monkeypatch, capsys)
 
 def test_the_sets_are_found_by_name_once_prepared(refer, monkeypatch, tmp_path):
     fill(tmp_path / "data", {"refcoco/prepare.py": ""})
-    monkeypatch.setattr(common, "DATA", tmp_path / "data")
+    monkeypatch.setattr(tasks, "DATA", tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     for name in ("refcoco", "refcoco/"):
-        fails(lambda: common.find_dataset(name), "refcoco is not prepared: run python data/refcoco/prepare.py "
+        fails(lambda: tasks.find_dataset(name), "refcoco is not prepared: run python data/refcoco/prepare.py "
               "--download", "--help", "refcoco/refcoco,", "refcoco/refcoco+ ", "refcoco/refcocog")
-    fails(lambda: common.find_dataset("refcoco/refcoco+"), "refcoco/refcoco+ is not prepared: run python "
+    fails(lambda: tasks.find_dataset("refcoco/refcoco+"), "refcoco/refcoco+ is not prepared: run python "
           "data/refcoco/prepare.py refcoco+ --download")
     refcoco.main(refcoco.Config(sets=["refcoco+"], folder=str(refer), out=str(tmp_path / "data/refcoco"),
                                 images=str(tmp_path / "coco")))
-    assert common.find_dataset("refcoco/refcoco+") == tmp_path / "data/refcoco/refcoco+"
-    fails(lambda: common.find_dataset("refcoco/refcocog"), "prepare.py refcocog --download")
-    assert len(common.load_split(common.find_dataset("refcoco/refcoco+"), "testA")) == 1
+    assert tasks.find_dataset("refcoco/refcoco+") == tmp_path / "data/refcoco/refcoco+"
+    fails(lambda: tasks.find_dataset("refcoco/refcocog"), "prepare.py refcocog --download")
+    assert len(tasks.load_split(tasks.find_dataset("refcoco/refcoco+"), "testA")) == 1
 
 
 def test_the_command_ends_in_one_line_and_needs_no_torch(refer, tmp_path):
@@ -448,7 +447,7 @@ def test_the_command_ends_in_one_line_and_needs_no_torch(refer, tmp_path):
                            "--images", "coco", "--partial"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "testB       1 images         2 expressions" in done.stdout
-    assert common.load_split(tmp_path / "out/refcoco+", "train")[0]["image"].is_file()
+    assert tasks.load_split(tmp_path / "out/refcoco+", "train")[0]["image"].is_file()
     help = subprocess.run([*command, "--help"], capture_output=True, text=True).stdout
     assert "--detections" in help and "--masks" in help
 

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from lib.cli import UserError
-from data import common
+from data import common, tasks
 from data.gqa import prepare as gqa
 from data.scienceqa import prepare as scienceqa
 from data.snli_ve import prepare as snli_ve
@@ -87,7 +87,7 @@ def test_a_question_of_vqa_comes_out_as_documented(vqa):
     item = lines(vqa, "train")[0]
     assert item == {"id": 101, "image": str(vqa.parent / "coco/train2014/COCO_train2014_000000000001.jpg"),
                     "question": "What is 101?", "answers": {"yes": 9}, "raw_answers": ["yes"] * 8 + ["Yes.", "no"]}
-    assert common.load_split(vqa, "train")[0]["image"].is_file()
+    assert tasks.load_split(vqa, "train")[0]["image"].is_file()
     assert meta(vqa)["task"] == "vqa" and meta(vqa)["answers"] == 3
     assert meta(vqa)["questions"] == {"train": 6, "val": 2} and meta(vqa)["images"] == {"train": 4, "val": 1}
 
@@ -136,7 +136,7 @@ def test_the_tests_of_vqa_are_written_where_they_are_there(vqa, capsys):
     prepare_vqa(vqa)
     assert [item["id"] for item in lines(vqa, "test")] == [501, 502, 601]
     assert [set(item) for item in lines(vqa, "test-dev")] == [{"id", "image", "question"}]
-    assert common.load_split(vqa, "test-dev")[0]["image"].is_file()
+    assert tasks.load_split(vqa, "test-dev")[0]["image"].is_file()
     assert len(lines(vqa, "train")) == 6  # as before
 
 
@@ -233,7 +233,7 @@ def test_gqa_keeps_ids_as_texts_and_answers_as_they_are(graphs):
          "answers": {"t-shirt": 1}},
         {"id": "7", "image": "images/n161313.jpg", "question": "Is this a caf\u00e9?", "answers": {"yes": 1}}]
     assert answers_json(graphs) == ["yes", "t-shirt", "no", "bottle cap"]
-    assert [item["id"] for item in common.load_split(graphs, "test-dev")] == ["9"]
+    assert [item["id"] for item in tasks.load_split(graphs, "test-dev")] == ["9"]
     assert meta(graphs)["task"] == "vqa" and meta(graphs)["questions"] == {"train": 3, "val": 1, "test-dev": 1}
     assert meta(graphs)["images"]["train"] == 2
 
@@ -315,7 +315,7 @@ def test_snli_ve_pairs_a_hypothesis_with_a_photo_of_flickr30k(entail, capsys):
     assert first == {"id": "1001.jpg#2r1n", "image": str(entail.parent / "flickr30k/images/1001.jpg"),
                      "hypothesis": "A man is outside.", "label": "neutral"}
     assert second["hypothesis"] == "A caf\u00e9 \U0001f600"
-    assert common.load_split(entail, "val")[0]["image"].name == "1003.jpg"  # the other spelling of the key
+    assert tasks.load_split(entail, "val")[0]["image"].name == "1003.jpg"  # the other spelling of the key
     assert answers_json(entail) == ["entailment", "neutral", "contradiction"]
     assert meta(entail)["task"] == "entail" and meta(entail)["hypotheses"] == {"train": 2, "val": 1, "test": 1}
 
@@ -410,7 +410,7 @@ def test_scienceqa_asks_for_the_letter_of_a_choice(science):
 
 def test_a_question_without_a_picture_is_read_as_none(science):
     prepare_folder(scienceqa, science, check=True)
-    without, with_picture = common.load_split(science, "train")
+    without, with_picture = tasks.load_split(science, "train")
     assert without["image"] is None and with_picture["image"].is_file()
 
 
@@ -418,11 +418,11 @@ def test_a_question_without_a_picture_is_read_as_none(science):
                                   '"expression": "a", "box": [1, 2, 3, 4]'])
 def test_only_a_question_can_do_without_an_image(tmp_path, rest):
     fill(tmp_path, {"a.jsonl": '{"id": 1, "image": null, "question": "What?", "answers": {"B": 1}, "choices": ["a"]}'})
-    assert common.load_split(tmp_path, "a")[0]["image"] is None
+    assert tasks.load_split(tmp_path, "a")[0]["image"] is None
     fill(tmp_path, {"b.jsonl": f'{{"id": 1, "image": null, {rest}}}',
                     "c.jsonl": '{"id": 1, "image": null, "question": "What?", "choices": "ab"}'})
-    fails(lambda: common.load_split(tmp_path, "b"), "b.jsonl line 1", '"image" is null')
-    fails(lambda: common.load_split(tmp_path, "c"), "c.jsonl line 1", '"choices" is "ab"')
+    fails(lambda: tasks.load_split(tmp_path, "b"), "b.jsonl line 1", '"image" is null')
+    fails(lambda: tasks.load_split(tmp_path, "c"), "c.jsonl line 1", '"choices" is "ab"')
 
 
 def test_scienceqa_counts_are_asserted_unless_partial(science, monkeypatch):
@@ -469,7 +469,7 @@ def test_scienceqa_is_downloaded_once(science, tmp_path, site, monkeypatch):
         for path in (tmp_path / "new/images").glob("*.zip"):
             path.unlink()
     assert site.asked == [*scienceqa.FILES, "train.zip", "val.zip", "test.zip"]
-    assert common.load_split(tmp_path / "new", "train")[1]["image"].is_file()
+    assert tasks.load_split(tmp_path / "new", "train")[1]["image"].is_file()
 
 
 # ---------------------------------------------------------------------------- all of them
@@ -521,7 +521,7 @@ def test_every_script_ends_in_one_line_and_is_found_by_name(name, tmp_path, monk
     assert done.stderr.startswith("error: no") and done.stderr.count("\n") == 1
     assert sorted(tmp_path.iterdir()) == []
     monkeypatch.chdir(tmp_path)
-    if not common.is_prepared(ROOT / "data" / name):
-        fails(lambda: common.find_dataset(name), f"run python data/{name}/prepare.py", common.RUN_WITH[name])
+    if not tasks.is_prepared(ROOT / "data" / name):
+        fails(lambda: tasks.find_dataset(name), f"run python data/{name}/prepare.py", tasks.RUN_WITH[name])
     help = subprocess.run([*command, "--help"], capture_output=True, text=True).stdout
     assert "--check" in help and "--out" in help

@@ -395,7 +395,8 @@ def test_a_search_does_not_begin_with_another_run(questions, tmp_path):
 
 def test_questions_without_a_picture_are_learnt_beside_the_others(questions, tmp_path):
     """As in ScienceQA: half of the items have no image. I-Tuning refuses them."""
-    from data.common import load_split, write_split
+    from data.common import write_split
+    from data.tasks import load_split
     for split in ("train", "val"):
         items = load_split(questions, split)
         for i, item in enumerate(items):
@@ -507,7 +508,8 @@ def test_one_asks_about_a_picture(questions, trained, tmp_path, capsys):
 
 def rewritten(questions, folder, change):
     """A copy of the mini questions with every item changed."""
-    from data.common import load_split, write_split
+    from data.common import write_split
+    from data.tasks import load_split
     for split in ("train", "val"):
         items = [{**item, "image": str(item["image"])} for item in load_split(questions, split)]
         write_split(folder, split, [change(item) or item for item in items])

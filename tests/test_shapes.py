@@ -12,7 +12,7 @@ import torch
 
 from clip_vit import CLIPText, CLIPViT, preprocess
 from weights.tokenizers import get_clip_tokenizer
-from data.common import load_split
+from data.tasks import load_split
 from data.shapes import prepare, pretrain, world
 from data.shapes.world import Thing
 from gpt2 import GPT2

@@ -14,7 +14,7 @@ line an image, and meta.json with the counts:
 
 The domain tells whether the image shows things of COCO only (in-domain), both kinds (near-domain) or
 new things only (out-domain). There is no train and no test here: the captions of nocaps' test are
-secret, and papers report val: `python evaluate.py --dataset nocaps --split val`.
+secret, and papers report val: `python -m evaluate --dataset nocaps --split val`.
 """
 
 import http.client

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from data.common import load_split
-from data.features import features
+from data.features import image_features_of
 from data.shapes import world
+from data.tasks import load_split
 
 
 def exact(captions, scenes):
@@ -38,7 +38,7 @@ def report_exact(model, folder, device, n, batch=250):
     for split in ("test", "novel"):
         items = load_split(folder, split)[:n]
         scenes = [world.from_json(x["scene"]) for x in items]
-        feats = features(model, items, device)
+        feats = image_features_of(model, items, device)
         captions = [c for i in range(0, len(items), batch) for c in model.generate(feats[i:i + batch], beam=1)]
         half = len(items) // 2
         results = {split: exact(captions, scenes)}

@@ -19,7 +19,7 @@ with the counts:
 
 answers.json lists the 3,129 answers to choose from, the most frequent first: those that are the
 commonest of the ten for 9 or more questions of train2014 and val2014. "answers" says how many of the ten gave which
-of them, in the form in which the official metric compares answers (normalise_answer in evaluate.py);
+of them, in the form in which the official metric compares answers (answers.py);
 "raw_answers" are the ten as they were typed. A question of train that nobody answered with one of the
 3,129 is left out. In val it stays, with all its answers: without it every method would look better.
 """
