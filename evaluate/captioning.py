@@ -1,89 +1,107 @@
-"""Captions and answers of a split, and their scores."""
-
+"""The captions and answers of a model for a split, and the scores of captions."""
 
 import numpy as np
 import torch
 
+from data.batches import check_context
 from data.features import image_features_of
 from data.shapes import world
 from data.shapes.exact import exact_columns, scenes_of
 from data.tasks import condition
 from evaluate.metrics import bleu_counts, cider_d, prepare, rouge_l
-from evaluate.official import official
+from evaluate.official import official_scores, official_tokens
 from evaluate.tables import bootstrap
 from lib.cli import UserError
 from lib.files import progress
-from model import check_context
 
 DOMAINS = ("in-domain", "near-domain", "out-domain")  # of nocaps, in the order of its papers
 
 
-def caption(model, items, config, device, autocast, label="captions"):
+def caption(model, items, config, autocast, label="captions"):
     """One caption an item, a list of str."""
     texts, show = [], progress(label, len(items))
     for i in range(0, len(items), config.batch):
         with autocast:
-            feats = image_features_of(model, items[i:i + config.batch], device)
+            some = items[i:i + config.batch]
+            feats = image_features_of(model, some, model.lm.wte.weight.device)
             texts += model.generate(feats, prompt=config.prompt, beam=config.beam,
-                                    max_new_tokens=config.max_new_tokens, length_penalty=config.length_penalty)
+                                    max_new_tokens=config.max_new_tokens,
+                                    length_penalty=config.length_penalty)
         show(len(texts))
     return texts
 
 
-def answer(model, items, config, device, autocast, label="answers"):
-    """One answer an item, a list of str: chosen, or written greedily. An image is encoded once for its questions."""
+def answer(model, items, config, autocast, label="answers"):
+    """One answer an item, a list of str: chosen, or written greedily. UserError for an item without
+    an image where the model needs one, and for a question that is too long."""
     if model.method.needs_image and any(item["image"] is None for item in items):
         raise UserError("some items have no image, which this model cannot do without; dvp can")
-    check_context(model.lm, map(condition, items), 0 if model.method.answers else config.max_new_tokens)
-    texts, show = [None] * len(items), progress(label, len(items))
-    # Questions on one image one after another, those without one at the end.
-    order = sorted(range(len(items)), key=lambda i: (items[i]["image"] is None, str(items[i]["image"])))
-    with_image, done = sum(item["image"] is not None for item in items), 0
-    for part in (order[:with_image], order[with_image:]):
-        for at in range(0, len(part), config.batch):
-            numbers = part[at:at + config.batch]
-            prompts, first = [condition(items[i]) for i in numbers], {}  # image -> the first question on it
-            for i in numbers:
-                first.setdefault(items[i]["image"], i)
-            with autocast:
-                feats = None
-                if items[numbers[0]]["image"] is not None:
-                    place = {image: n for n, image in enumerate(first)}
-                    feats = image_features_of(model, [items[i] for i in first.values()], device)
-                    feats = feats[torch.tensor([place[items[i]["image"]] for i in numbers], device=device)]
-                found = ([best[0][0] for best in model.choose(feats, prompts)] if model.method.answers else
-                         model.generate(feats, prompts, beam=1, max_new_tokens=config.max_new_tokens))
-            for i, text in zip(numbers, found):
-                texts[i] = text
-            done += len(numbers)
-            show(done)
+    check_context(model.lm, map(condition, items),
+                  0 if model.method.answers else config.max_new_tokens)
+    # Questions on one image one after another, those without an image at the end.
+    key = lambda i: (items[i]["image"] is None, str(items[i]["image"]))
+    order = sorted(range(len(items)), key=key)
+    with_image = sum(item["image"] is not None for item in items)
+    batches = [part[i:i + config.batch] for part in (order[:with_image], order[with_image:])
+               for i in range(0, len(part), config.batch)]
+    texts, done, show = [None] * len(items), 0, progress(label, len(items))
+    for batch in batches:
+        with autocast:
+            answers = answer_batch(model, [items[i] for i in batch], config.max_new_tokens)
+        for i, text in zip(batch, answers):
+            texts[i] = text
+        done += len(batch)
+        show(done)
     return texts
 
 
-def score(captions, items, use_official=False, domains=True):
-    """({metric: (score, low, high)} x 100, CIDEr-D of every image (n,)) for one caption an item."""
-    references, theirs, per_image = [item["captions"] for item in items], {}, {}
-    if use_official:
-        hyps, refs, theirs, per_image = official(captions, references, extra=domains)
+def answer_batch(model, items, max_new_tokens):
+    """One answer an item of a batch, of which either all or none have an image; an image is encoded
+    once for all its questions."""
+    prompts, feats = [condition(item) for item in items], None
+    if items[0]["image"] is not None:
+        images = list(dict.fromkeys(item["image"] for item in items))
+        device = model.lm.wte.weight.device
+        feats = image_features_of(model, [{"image": image} for image in images], device)
+        rows = [images.index(item["image"]) for item in items]
+        feats = feats[torch.tensor(rows, device=device)]
+    if model.method.answers:
+        return [best[0][0] for best in model.choose(feats, prompts)]
+    return model.generate(feats, prompts, beam=1, max_new_tokens=max_new_tokens)
+
+
+def score_captions(captions, items, official=False, domains=True):
+    """({metric: (score, low, high)} x 100, CIDEr-D of every image (n,)) of one caption an item."""
+    references, theirs, means = [item["captions"] for item in items], {}, {}
+    if official:
+        hyps, refs = official_tokens(captions, references)
+        theirs, means = official_scores(hyps, refs, extra=domains)
     else:
-        hyps, refs = prepare(captions, references, tokenized=False)
+        hyps, refs = prepare(captions, references)
     cider = cider_d(hyps, refs, True, per_image=True)[1]
-    means = {"ROUGE-L": rouge_l(hyps, refs, True, per_image=True)[1], "CIDEr-D": cider}
-    means = {name: (values, np.ones(len(items))) for name, values in (means | per_image).items()}
+    means = {"ROUGE-L": rouge_l(hyps, refs, True, per_image=True)[1], "CIDEr-D": cider} | means
     if scenes := scenes_of(items):
-        columns = exact_columns(captions, scenes)
-        means |= {"exact" if name == "all" else f"exact, {name}": columns[name] for name in columns}
-        named = np.array([world.names_all(c, s) for c, s in zip(captions, scenes)], float)
-        means["objects named"] = (named, np.ones(len(named)))
-    scores = bootstrap(bleu_counts(hyps, refs), means)
+        for name, right in exact_columns(captions, scenes).items():
+            means["exact" if name == "all" else f"exact, {name}"] = right
+        named = [world.names_all(text, scene) for text, scene in zip(captions, scenes)]
+        means["objects named"] = np.array(named, float)
+    scores = bootstrap(means, bleu_counts(hyps, refs))
     # Their own number stands; the interval is ours, of the same tokens and the same definition.
-    scores |= {name: (100 * float(value), *scores.get(name, (None, None, None))[1:])
-               for name, value in theirs.items()}
+    for name, value in theirs.items():
+        scores[name] = (100 * float(value), *scores.get(name, (None, None, None))[1:])
     if domains and all("domain" in item for item in items):
-        # As the public scripts do: the COCO scorer runs on one domain's images alone, so CIDEr-D's document
-        # frequencies are those of the domain, and "overall" is no mean of the three.
-        for domain in dict.fromkeys([*DOMAINS, *sorted({item["domain"] for item in items})]):
-            if of := [i for i, item in enumerate(items) if item["domain"] == domain]:
-                part, _ = score([captions[i] for i in of], [items[i] for i in of], use_official, domains=False)
-                scores[f"CIDEr-D {domain}"] = part["CIDEr-D"]
+        scores |= score_domains(captions, items, official)
     return scores, cider
+
+
+def score_domains(captions, items, official):
+    """{"CIDEr-D in-domain": ..., ...} of nocaps, as the public scripts do it: the COCO scorer runs
+    on the images of one domain alone. So CIDEr-D's document frequencies are those of the domain,
+    and the score of all images is no mean of the three."""
+    scores, domains = {}, [item["domain"] for item in items]
+    for domain in dict.fromkeys([*DOMAINS, *sorted(domains)]):
+        if some := [i for i, d in enumerate(domains) if d == domain]:
+            part, _ = score_captions([captions[i] for i in some], [items[i] for i in some],
+                                     official, domains=False)
+            scores[f"CIDEr-D {domain}"] = part["CIDEr-D"]
+    return scores

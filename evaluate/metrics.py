@@ -1,4 +1,15 @@
-"""BLEU, ROUGE-L and CIDEr-D as pycocoevalcap computes them."""
+"""BLEU, ROUGE-L and CIDEr-D as pycocoevalcap, the code behind the papers' tables, computes them.
+
+  hypothesis  "A dog's ball."     references  "The dog has a ball", ...
+        |                               |
+        +----------- tokenize ----------+      "a dog 's ball"     lower case, no punctuation
+        |                               |
+        +---> n-grams, 1 to 4 long <----+      BLEU, CIDEr-D
+        +---> longest common part  <----+      ROUGE-L
+
+differs: pycocoevalcap calls a tokenizer written in Java, ptb_tokenizer.py is our own. The two
+disagree on rare strings only, but scores to the last digit need `python -m evaluate --official`.
+"""
 
 import math
 from collections import Counter
@@ -9,11 +20,12 @@ from evaluate.ptb_tokenizer import tokenize
 from lib.cli import UserError
 
 
-def prepare(hypotheses, references, tokenized):
-    """Both as strings with one space between tokens. UserError unless there is one hypothesis and at
-    least one reference an image."""
+def prepare(hypotheses, references, tokenized=False):
+    """Both as strings with one space between tokens. UserError unless there is one hypothesis and
+    at least one reference an image."""
     if len(hypotheses) != len(references):
-        raise UserError(f"{len(hypotheses):,} captions for {len(references):,} images; one each is needed")
+        raise UserError(f"{len(hypotheses):,} captions for {len(references):,} images; "
+                        "one each is needed")
     if not hypotheses or not all(references):
         raise UserError("an image without a reference caption cannot be scored" if hypotheses
                         else "there is no caption to score")
@@ -32,8 +44,8 @@ def ngrams(text):
 def bleu_counts(hypotheses, references):
     """What BLEU needs of each image (n, 10): matches and totals of 1- to 4-grams, both lengths.
 
-    An n-gram matches as often as it occurs in that reference where it occurs most. The reference
-    length is that closest to the hypothesis, the shorter of two equally close ones.
+    An n-gram matches as often as it occurs in the reference in which it is most frequent. The
+    reference length is the one closest to the hypothesis, the shorter of two equally close ones.
     """
     rows = []
     for hypothesis, refs in zip(hypotheses, references):
@@ -49,26 +61,27 @@ def bleu_counts(hypotheses, references):
 
 def bleu_scores(counts):
     """BLEU-1 to -4 (..., 4) of counts (..., 10), of one image or summed over many."""
-    matches, totals, length, closest = counts[..., :4], counts[..., 4:8], counts[..., 8:9], counts[..., 9:]
-    # The two tiny numbers, which spare a division by zero, are pycocoevalcap's.
+    matches, totals, length, closest = np.split(counts, (4, 8, 9), axis=-1)
+    # The two tiny numbers, which prevent a division by zero, are pycocoevalcap's.
     precision = np.cumprod((matches + 1e-15) / (totals + 1e-9), -1) ** (1 / np.arange(1, 5))
     ratio = (length + 1e-15) / (closest + 1e-9)
-    return precision * np.exp(1 - 1 / np.minimum(ratio, 1))  # too short a text is punished
+    return precision * np.exp(1 - 1 / np.minimum(ratio, 1))  # the brevity penalty
 
 
 def bleu(hypotheses, references, tokenized=False, per_image=False):
-    """[BLEU-1, ..., BLEU-4] in 0..1 of one hypothesis and a list of references an image (Papineni et
-    al. 2002); per_image: also that of every image (n, 4). tokenized: tokens are split at spaces only.
+    """[BLEU-1, ..., BLEU-4] in 0..1 of one hypothesis and a list of references an image (Papineni
+    et al. 2002). tokenized: tokens are split at spaces only; per_image: also those of every image,
+    (n, 4).
 
-    BLEU-4 is the geometric mean of four precisions over the corpus. pitfall: the mean of the images'
-    own BLEU-4 is another, much smaller number.
+    BLEU-4 is the geometric mean of four precisions over the corpus. pitfall: the mean of the
+    images' own BLEU-4 is another, much smaller number.
     """
     counts = bleu_counts(*prepare(hypotheses, references, tokenized))
     scores = bleu_scores(counts.sum(0)).tolist()
     return (scores, bleu_scores(counts)) if per_image else scores
 
 
-def common(a, b):
+def lcs(a, b):
     """Length of the longest common subsequence of two lists."""
     row = [0] * (len(b) + 1)  # row[j]: with the words of a so far and the first j of b
     for x in a:
@@ -81,25 +94,26 @@ def common(a, b):
 def rouge_l(hypotheses, references, tokenized=False, per_image=False):
     """ROUGE-L in 0..1 (Lin 2004), the mean over images; arguments as bleu; per_image: also (n,).
 
-    F of precision and recall with beta 1.2. pitfall: both are the best over the references, each by
-    itself, so they may come from two of them. An empty caption counts as one empty token.
+    F of precision and recall with beta 1.2. pitfall: each of the two is the best over the
+    references, so they may come from different ones. An empty caption counts as one empty token.
     """
     scores, b2 = [], 1.2 ** 2
     for hypothesis, refs in zip(*prepare(hypotheses, references, tokenized)):
         words, refs = hypothesis.split(" "), [ref.split(" ") for ref in refs]
-        lengths = [common(words, ref) for ref in refs]
+        lengths = [lcs(words, ref) for ref in refs]
         p, r = max(lengths) / len(words), max(n / len(ref) for n, ref in zip(lengths, refs))
         scores.append((1 + b2) * p * r / (r + b2 * p) if p and r else 0.0)
     return (float(np.mean(scores)), np.array(scores)) if per_image else float(np.mean(scores))
 
 
 def cider_d(hypotheses, references, tokenized=False, per_image=False):
-    """CIDEr-D (Vedantam et al. 2015), the mean over images, 1.20 for what papers print as 120; arguments as bleu.
+    """CIDEr-D (Vedantam et al. 2015), the mean over images, 1.20 for what papers print as 120;
+    arguments as bleu; per_image: also (n,).
 
-    The cosine of tf-idf vectors of n-grams, where what the hypothesis repeats is clipped and another
-    length is punished; a mean over n = 1 to 4 and over the references, times 10. pitfall: the document
-    frequencies are those of the references given here. So a part of a split cannot be compared with all
-    of it, and the score of a single image is 0.
+    The cosine of tf-idf vectors of n-grams, in which repetition is clipped and a different length
+    is punished; the mean over n = 1 to 4 and over the references, times 10. pitfall: the document
+    frequencies are those of the references given here. So the score of a part of a split cannot be
+    compared with that of the whole, and the score of a single image is 0.
     """
     hypotheses, references = prepare(hypotheses, references, tokenized)
     references = [[ngrams(ref) for ref in refs] for refs in references]
@@ -107,12 +121,13 @@ def cider_d(hypotheses, references, tokenized=False, per_image=False):
     log_n = math.log(len(references))
 
     def vector(counts):
-        """Weights {n-gram: tf * idf}, their norm for each n, and the length counted in bigrams."""
-        weights = {gram: tf * (log_n - math.log(max(1, df[gram]))) for gram, tf in counts.items()}
+        """Weights {n-gram: tf * idf}, their norm for each n, and the length in bigrams."""
+        weights = {g: tf * (log_n - math.log(max(1, df[g]))) for g, tf in counts.items()}
         squares = [0.0] * 4
         for gram, w in weights.items():
             squares[len(gram) - 1] += w * w
-        return weights, [math.sqrt(s) for s in squares], sum(tf for gram, tf in counts.items() if len(gram) == 2)
+        length = sum(tf for gram, tf in counts.items() if len(gram) == 2)
+        return weights, [math.sqrt(s) for s in squares], length
 
     scores = []
     for hypothesis, refs in zip(hypotheses, references):

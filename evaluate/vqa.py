@@ -1,4 +1,4 @@
-"""VQA accuracy."""
+"""VQA accuracy, and how answers to questions of other kinds are scored."""
 
 import re
 
@@ -10,11 +10,13 @@ from evaluate.tables import bootstrap
 
 
 def vqa_accuracy(answer, ten_answers):
-    """VQA accuracy in 0..1 (Antol et al. 2015) of an answer (str) by those of ten people (list of str).
+    """VQA accuracy in 0..1 (Antol et al. 2015) of an answer (str) by those of ten people (list of
+    str).
 
-    Three who say the same make an answer right: min(1, matches / 3), a mean over the ten ways to leave one of
-    them out. 0 to 4 matches give 0, 0.3, 0.6, 0.9, 1. pitfall: min(1, matches / 3) of all ten is another number.
-    pitfall: where the ten agree to the letter nothing is normalised, so "Yes." is wrong if all say "yes".
+    Three who say the same make an answer right: min(1, matches / 3), a mean over the ten ways to
+    leave one of them out. 0 to 4 matches give 0, 0.3, 0.6, 0.9, 1. pitfall: min(1, matches / 3) of
+    all ten is another number. pitfall: where the ten agree to the letter nothing is normalised, so
+    "Yes." is wrong if all say "yes".
     """
     answer, truths = one_line(answer), [one_line(truth) for truth in ten_answers]
     if len(set(truths)) > 1:
@@ -24,35 +26,36 @@ def vqa_accuracy(answer, ten_answers):
     return sum(min(1, (matches - (truth == answer)) / 3) for truth in truths) / len(truths)
 
 
-def score_answers(answers, items):
-    """({metric: (score, low, high)} x 100, how right every answer is (n,)); ({}, None) unless every item has one to compare with.
-
-    Where several answers are known but not the ten people's, only the most frequent one is right.
-    """
-    if not all(map(answered, items)):
-        return {}, None
-    right = []
-    for text, item in zip(answers, items):
-        if item.get("raw_answers"):
-            right.append(vqa_accuracy(text, item["raw_answers"]))
-        elif "choices" in item:  # "B", "B. because ..." or "(B) a hill", but not "Because" or "A hill"
-            letter = re.fullmatch(r"\(?([A-Z])([.)].*)?", text.strip(), re.DOTALL)
-            right.append(float(bool(letter) and letter[1] in item["answers"]))
-        else:
-            counts = answers_to(item)
-            right.append(float(counts.get(text.strip()) == max(counts.values())))
-    right = np.array(right)
-    means = {"accuracy": (right, np.ones(len(items)))}
-    sort = np.array([kind_of(item) for item in items])
-    for kind in dict.fromkeys(sorted(sort.tolist())) if len(set(sort)) > 1 else ():
-        means[kind] = (right, 1.0 * (sort == kind))
-    return bootstrap(np.zeros((len(items), 0)), means), right
+def is_right(answer, item):
+    """How right an answer (str) is to an item that has answers: 0..1."""
+    if item.get("raw_answers"):
+        return vqa_accuracy(answer, item["raw_answers"])
+    if "choices" in item:  # "B", "B. because ..." or "(B) a hill", but not "Because" or "A hill"
+        letter = re.fullmatch(r"\(?([A-Z])([.)].*)?", answer.strip(), re.DOTALL)
+        return float(bool(letter) and letter[1] in item["answers"])
+    counts = answers_to(item)  # only the most frequent answer is right
+    return float(counts.get(answer.strip()) == max(counts.values()))
 
 
 def kind_of(item):
-    """"yes or no", "other", or the label of a hypothesis: accuracies that are worth a column of their own."""
+    """What is worth a column of its own: "yes or no" and "other", the labels of hypotheses, and
+    for questions with choices whether there is an image."""
     if "label" in item:
         return item["label"]
     if "choices" in item:
         return "without an image" if item["image"] is None else "with an image"
-    return "yes or no" if max(item["answers"], key=item["answers"].get, default="") in ("yes", "no") else "other"
+    most = max(item["answers"], key=item["answers"].get, default="")
+    return "yes or no" if most in ("yes", "no") else "other"
+
+
+def score_answers(answers, items):
+    """({metric: (score, low, high)} x 100, how right every answer is (n,)); ({}, None) unless every
+    item has an answer to compare with."""
+    if not all(map(answered, items)):
+        return {}, None
+    right = np.array([is_right(answer, item) for answer, item in zip(answers, items)])
+    means, kinds = {"accuracy": right}, np.array([kind_of(item) for item in items])
+    if len(set(kinds)) > 1:
+        for kind in sorted(set(kinds.tolist())):
+            means[kind] = np.where(kinds == kind, right, np.nan)
+    return bootstrap(means), right

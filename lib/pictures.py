@@ -1,4 +1,4 @@
-"""The few pictures made here: heat maps, sheets of labelled cells, sheets of captions, curves of a run.
+"""The few pictures made here: heat maps, sheets of labelled cells, sheets of captions, curves.
 
   title, wrapped at the sheet's width
   note, small and grey
@@ -8,8 +8,7 @@
      label       label       label
   less [colour bar] more
 
-Pillow does all of it but the curves, which need matplotlib. No model code lives here: skip this
-file on a first reading.
+Pillow does all of it but the curves, which need matplotlib. Image files are opened here, too.
 """
 
 import functools
@@ -18,13 +17,54 @@ import json
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from lib.cli import UserError
+from lib.cli import UserError, note
 from lib.files import replacing
 
 PAPER, INK, GREY, LINE = (252, 252, 250), (30, 30, 36), (125, 125, 132), (214, 214, 212)
 FRAME = (236, 236, 233)  # around a picture that is not as wide or tall as its place
 MARGIN, GAP = 28, 14  # pixels around the sheet, and between cells
 WIDE = 1500  # pixels a sheet may be wide, unless a single cell is wider
+
+
+# ---------------------------------------------------------------------------- image files
+
+def to_rgb(image):
+    """A PIL image of any mode in RGB, what is transparent on white.
+
+    differs: OpenAI's code drops the alpha channel, and so shows the colours, often black, that lie
+    under transparent pixels. White is what transformers 5 puts there.
+    """
+    if image.mode in ("LA", "PA", "RGBA") or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def open_image(path):
+    """An image file as an upright RGB picture. UserError where it is missing or broken."""
+    try:
+        with Image.open(path) as image:
+            # Phones store pictures lying on their side, with a note that says so.
+            return to_rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such image") from None
+    except Exception as e:  # a damaged file can raise almost anything
+        raise UserError(f"{path}: not a readable image ({e})") from None
+
+
+def read_images(names):
+    """(names, RGB images) of the files that can be read; the others are named on stderr."""
+    good, images = [], []
+    for name in names:
+        try:
+            images.append(open_image(name))
+            good.append(name)
+        except UserError as e:
+            note(e)
+    return good, images
+
+
+# ---------------------------------------------------------------------------- heat maps
 
 # Dark blue over violet and orange to pale yellow. Each colour is lighter than the one before, so
 # the order survives a black-and-white print and most kinds of colour blindness.
@@ -51,6 +91,11 @@ def heat(image, grid):
     cover = 0.2 + 0.55 * x
     mixed = (1 - cover) * picture + cover * colours(x[..., 0])
     return Image.fromarray(mixed.round().astype(np.uint8))
+
+
+def glow(image, grid):
+    """heat of a map whose weak places are lifted a little; the order stays."""
+    return heat(image, np.asarray(grid) ** 0.7)
 
 
 # ---------------------------------------------------------------------------- sheets
@@ -122,16 +167,22 @@ def colour_bar(little, much, height=12, width=180):
 def sheet(blocks, little="", much=""):
     """All blocks [(title, note, cells)] one under another, and the colour bar at the end.
 
-    All cells are of one size. little and much are the words at the two ends of the bar; without them, no bar.
+    All cells are of one size. little and much are the words at the two ends of the bar; without
+    them there is no bar.
     """
     w = blocks[0][2][0][0].width + GAP
     most = max(1, (WIDE - 2 * MARGIN + GAP) // w)
-    # TextState of equal length: 5 + 4 rather than 7 + 2.
+    # Rows of equal length: 5 + 4 rather than 7 + 2.
     columns = [-(-len(cells) // -(-len(cells) // most)) for _, _, cells in blocks]
     bars = [colour_bar(little, much)] if little or much else []
     width = max(max(columns) * w - GAP, *(bar.width for bar in bars), 560)
-    parts = [rows_of_cells(*block, n, width) for block, n in zip(blocks, columns)] + bars
-    height = sum(p.height for p in parts) + GAP * (len(parts) - 1)
+    parts = [rows_of_cells(*block, n, width) for block, n in zip(blocks, columns)]
+    return stack(parts + bars, width)
+
+
+def stack(parts, width):
+    """Pictures one under another, a gap between them and a margin around."""
+    height = sum(part.height for part in parts) + GAP * (len(parts) - 1)
     canvas = Image.new("RGB", (width + 2 * MARGIN, height + 2 * MARGIN), PAPER)
     y = MARGIN
     for part in parts:
@@ -140,14 +191,8 @@ def sheet(blocks, little="", much=""):
     return canvas
 
 
-# ---------------------------------------------------------------------------- captions beside their images
-
-CARD, TALL = 464, 300  # pixels: width of a card and of its picture, and height of the picture's place
-REFERENCES = 5  # of an image that are shown
-
-
 def fit(image, width, height):
-    """An image in a frame of that size, whole and undistorted, however wide, tall, tiny or huge it is."""
+    """An image in a frame of that size, whole and undistorted, whatever its own size."""
     scale = min(width / image.width, height / image.height)
     if scale >= 2:  # whole multiples without smoothing: the few pixels there are
         scale = int(scale)
@@ -158,15 +203,40 @@ def fit(image, width, height):
     return frame
 
 
+def box_cells(image, found, painted, most=11):
+    """For a sheet: the picture with the outline of the first of found, [(box, score)], best first,
+    then the best candidates, painted(box), each with its score."""
+    scale = 224 / max(image.size)
+    smooth = Image.NEAREST if scale > 2 else Image.LANCZOS
+    enlarge = lambda p: p.resize([max(1, round(v * scale)) for v in p.size], smooth)
+    whole = enlarge(image)
+    x, y, w, h = (v * scale for v in found[0][0])
+    corner = max(x, min(x + w, whole.width) - 1), max(y, min(y + h, whole.height) - 1)
+    ImageDraw.Draw(whole).rectangle((x, y, *corner), outline=(240, 0, 30), width=3)
+    cells = [(whole, "the winner")]
+    cells += [(enlarge(painted(box)), f"{score:.2f}") for box, score in found[:most]]
+    return [(fit(picture, 224, 224), label) for picture, label in cells]
+
+
+# ---------------------------------------------------------------------------- captions, a card each
+
+CARD, TALL = 464, 300  # pixels: width of a card, and height of the place for its picture
+REFERENCES = 5  # of an image that are shown
+
+
 def shortened(lines, most):
     """At most so many lines, the last one with dots if there were more."""
-    return lines if len(lines) <= most else [*lines[:most - 1], lines[most - 1].rstrip(" .,") + " ..."]
+    if len(lines) <= most:
+        return lines
+    return [*lines[:most - 1], lines[most - 1].rstrip(" .,") + " ..."]
 
 
 def card(image, score, name, caption, references):
     """One image with its score and name, the caption below, the references below that in grey."""
-    texts = [(shortened(wrap(caption or "(empty)", CARD, 20), 5), 20, INK if caption else GREY, 8)]
-    texts += [(shortened(wrap(f"- {ref}", CARD, 15), 3), 15, GREY, 2) for ref in references[:REFERENCES]]
+    ink = INK if caption else GREY
+    texts = [(shortened(wrap(caption or "(empty)", CARD, 20), 5), 20, ink, 8)]
+    for reference in references[:REFERENCES]:
+        texts.append((shortened(wrap(f"- {reference}", CARD, 15), 3), 15, GREY, 2))
     if len(references) > REFERENCES:
         texts.append(([f"and {len(references) - REFERENCES} more"], 15, GREY, 0))
     height = TALL + 40 + sum(round(1.35 * size) * len(lines) + gap for lines, size, _, gap in texts)
@@ -175,10 +245,12 @@ def card(image, score, name, caption, references):
     canvas.paste(fit(image, CARD, TALL), (0, 0))
     draw.rectangle((0, 0, CARD - 1, TALL - 1), outline=LINE)
     draw.text((0, TALL + 10), score, INK, font(16))
-    room, cut = CARD - font(16).getlength(score) - 2 * GAP, 0
-    while font(16).getlength("..." * (cut > 0) + name[cut:]) > room:  # the end of a file's name says more
+    room = CARD - font(16).getlength(score) - 2 * GAP
+    label, cut = name, 0
+    while font(16).getlength(label) > room:  # the end of a file's name says more than its beginning
         cut += 1
-    draw.text((CARD, TALL + 10), "..." * (cut > 0) + name[cut:], GREY, font(16), "ra")
+        label = "..." + name[cut:]
+    draw.text((CARD, TALL + 10), label, GREY, font(16), "ra")
     y = TALL + 40
     for lines, size, colour, gap in texts:
         y = write(draw, 0, y, lines, size, colour) + gap
@@ -186,21 +258,22 @@ def card(image, score, name, caption, references):
 
 
 def numbers(scores, width, cell=164):
-    """Figures [(name, number, note)] in rows of equal length, the number large, its name below."""
+    """Figures [(name, number, interval)] in rows of equal length, the number large."""
     rows = -(-len(scores) // (width // cell))
     columns = -(-len(scores) // max(rows, 1))
     canvas = Image.new("RGB", (width, 76 * rows + GAP), PAPER)
     draw = ImageDraw.Draw(canvas)
-    for i, (name, number, note) in enumerate(scores):
+    for i, (name, number, interval) in enumerate(scores):
         x, y = i % columns * cell, i // columns * 76
-        for text, size, colour in ((number, 26, INK), (name, 15, INK), (note, 13, GREY)):
+        for text, size, colour in ((number, 26, INK), (name, 15, INK), (interval, 13, GREY)):
             y = write(draw, x, y, shortened(wrap(text, cell - GAP, size), 1), size, colour)
     return canvas
 
 
 def captioned(title, scores, sections, columns=3):
-    """A contact sheet: title, scores [(name, number, note), ...], then for every section {heading: [(image,
-    score, name, caption, references), ...]} its cards in rows. All but images and references are texts."""
+    """A contact sheet: title, scores [(name, number, interval)], then the sections {heading:
+    [(image, score, name, caption, references), ...]} with their cards in rows. All but images and
+    references are texts."""
     width = columns * CARD + (columns - 1) * 2 * GAP
     parts = [heading(title, 30, width, GAP // 2), numbers(scores, width)]
     for label, entries in sections.items():
@@ -213,12 +286,7 @@ def captioned(title, scores, sections, columns=3):
             for i, c in enumerate(row):
                 strip.paste(c, (i * (CARD + 2 * GAP), 0))
             parts.append(strip)
-    canvas = Image.new("RGB", (width + 2 * MARGIN, sum(p.height + GAP for p in parts) + 2 * MARGIN - GAP), PAPER)
-    y = MARGIN
-    for part in parts:
-        canvas.paste(part, (MARGIN, y))
-        y += part.height + GAP
-    return canvas
+    return stack(parts, width)
 
 
 def heading(text, size, width, below, line=False):
@@ -235,17 +303,19 @@ def heading(text, size, width, below, line=False):
 # ---------------------------------------------------------------------------- curves
 
 def plot(lines, path, xlabel, ylabel, numbers):
-    """Draws lines [(label, {x: y}, matplotlib's looks)] into a PNG; False, and a note on where the numbers are, without it."""
+    """Draws lines [(label, {x: y}, matplotlib's style)] into a PNG. Without matplotlib: False, and
+    a line that says where the numbers are."""
     try:
         from matplotlib.figure import Figure  # not pyplot, which may ask for a window
     except ImportError:
-        print(f"no curves: matplotlib is missing (pip install matplotlib); numbers are in {numbers}")
+        print("no curves: matplotlib is missing (pip install matplotlib); numbers are in "
+              f"{numbers}")
         return False
     figure = Figure(figsize=(7, 4.2), dpi=130, layout="constrained")
     axes = figure.subplots()
-    for label, points, looks in lines:
+    for label, points, style in lines:
         if points:
-            axes.plot(*zip(*sorted(points.items())), label=label, **looks)
+            axes.plot(*zip(*sorted(points.items())), label=label, **style)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e6e6e4")
@@ -272,32 +342,18 @@ def series(log, name):
 
 def curve(log, path):
     """Draws the losses of a run, read from its log.jsonl, into a PNG; False without matplotlib."""
-    lines = [("training", series(log, "loss"), dict(color="#9db4d0", lw=1.2)),
-             ("validation", series(log, "val_loss"), dict(color="#1f4e8c", marker="o", lw=2.2, ms=4)),
+    style = {"marker": "o", "ms": 4}
+    lines = [("training", series(log, "loss"), {"color": "#9db4d0", "lw": 1.2}),
+             ("validation", series(log, "val_loss"), {"color": "#1f4e8c", "lw": 2.2, **style}),
              ("validation, with other images", series(log, "blind_loss"),
-              dict(color="#d1652a", marker="o", ls="--", lw=1.8, ms=4))]
+              {"color": "#d1652a", "lw": 1.8, "ls": "--", **style})]
     return plot(lines, path, "step", "loss, nats per token", log)
 
 
-def rgb(image):
-    """A PIL image of any mode in RGB, what is transparent on white.
-
-    differs: OpenAI's code drops the alpha channel, and so shows the colours, often black, that lie
-    under transparent pixels. White is what transformers 5 puts there.
-    """
-    if image.mode in ("LA", "PA", "RGBA") or image.info.get("transparency") is not None:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def open_image(path):
-    """An image file as an upright RGB picture. UserError where it is missing or broken."""
-    try:
-        with Image.open(path) as image:
-            # Phones store pictures lying on their side, with a note; without that note this is a no-op.
-            return rgb(ImageOps.exif_transpose(image))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such image") from None
-    except Exception as e:  # a damaged file can raise almost anything
-        raise UserError(f"{path}: not a readable image ({e})") from None
+def plot_policy(history, path, numbers):
+    """Draws how a search's policy {step: [probability of each layer]} moved, into a PNG."""
+    layers = len(next(iter(history.values())))
+    shades = colours(np.linspace(0, 0.85, layers)) / 255
+    lines = [(f"layer {l}", {step: policy[l] for step, policy in history.items()},
+              {"color": shade, "lw": 1.8}) for l, shade in enumerate(shades)]
+    return plot(lines, path, "step of the search", "policy", numbers)
