@@ -57,15 +57,6 @@ def complaint(call, *args, **kw):
     return str(e.value)
 
 
-def refusal(folder, data):
-    """The text of the UserError when a file of these bytes is read."""
-    path = folder / "x.safetensors"
-    path.write_bytes(data)
-    text = complaint(read, path)
-    assert text.startswith(f"{path}: ") and len(text) < 400 + len(str(path))
-    return text
-
-
 # --------------------------------------------------------------------------------- safetensors
 
 def entry(dtype, shape, begin, end):
@@ -78,21 +69,21 @@ def packed(header, data=b"", length=None):
     return struct.pack("<Q", len(raw) if length is None else length) + raw + data
 
 
-@pytest.mark.parametrize("length", [300, 301])
+@pytest.mark.parametrize("length", [400, 401])
 def test_a_file_made_by_hand_reads_as_the_tensors_it_spells(length, tmp_path):
     """0x3f800000 is 1.0 and 0xc0000000 is -2.0 in float32; 0x3c00 is 1.0 in float16 and 0x3f80 is
-    1.0 in bfloat16, all little-endian. The header of gpt2's own file has 14,283 bytes: with an odd
-    length no float begins at an even address."""
-    header = {"a": entry("F32", [2], 0, 8), "b": entry("F16", [1, 1], 8, 10),
-              "c": entry("BF16", [], 10, 12), "d": entry("U8", [2], 12, 14),
-              "none": entry("I64", [0, 3], 14, 14)}
+    1.0 in bfloat16, all little-endian. With an odd length, such as the 14,283 bytes of gpt2's own
+    header, no float begins at an even address. Spaces may follow the header."""
+    header = {"__metadata__": None, "a": entry("F32", [2], 0, 8), "b": entry("F16", [1, 1], 8, 10),
+              "none": entry("I64", [0, 3], 10, 10), "c": entry("BF16", [], 10, 12),
+              "d": entry("U8", [2], 12, 14)}
     data = bytes.fromhex("0000803f 000000c0  003c  803f  07ff")
     (tmp_path / "x").write_bytes(packed(json.dumps(header).encode().ljust(length), data))
-    x = read(tmp_path / "x")
-    assert x["a"].tolist() == [1.0, -2.0] and x["a"].dtype == torch.float32
-    assert x["b"].tolist() == [[1.0]] and x["b"].dtype == torch.float16
-    assert x["c"].item() == 1.0 and x["c"].dtype == torch.bfloat16 and x["c"].shape == ()
-    assert x["d"].tolist() == [7, 255] and x["none"].shape == (0, 3)
+    assert equal(read(tmp_path / "x"), {
+        "a": torch.tensor([1.0, -2.0]), "b": torch.tensor([[1.0]]).half(),
+        "none": torch.empty(0, 3, dtype=torch.int64), "c": torch.tensor(1.0).bfloat16(),
+        "d": torch.tensor([7, 255], dtype=torch.uint8)})
+    assert metadata(tmp_path / "x") == {}
 
 
 def test_writing_and_reading_gives_every_dtype_back(tmp_path):
@@ -116,35 +107,33 @@ def test_writing_and_reading_gives_every_dtype_back(tmp_path):
 def test_the_writer_aligns_every_tensor_to_its_item_size(tmp_path):
     write(tmp_path / "x", {"a": torch.ones(3, dtype=torch.uint8), "b": torch.ones(5),
                            "c": torch.ones(1, dtype=torch.float16), "d": torch.ones(1).double()})
-    raw = (tmp_path / "x").read_bytes()
-    n = struct.unpack("<Q", raw[:8])[0]
-    header = json.loads(raw[8:8 + n])
-    assert n % 8 == 0 and list(header) == ["d", "b", "c", "a"]
-    assert all(e["data_offsets"][0] % item == 0 for e, item in zip(header.values(), (8, 4, 2, 1)))
+    data = (tmp_path / "x").read_bytes()
+    n = struct.unpack("<Q", data[:8])[0]
+    places = {name: e["data_offsets"][0] for name, e in json.loads(data[8:8 + n]).items()}
+    assert n % 8 == 0 and places == {"d": 0, "b": 8, "c": 28, "a": 30}
 
 
-def test_what_is_read_is_contiguous_and_shares_no_memory(tmp_path):
+@pytest.mark.parametrize("save", [write, lambda path, x: torch.save(x, path)], ids=["st", "bin"])
+def test_what_is_read_is_contiguous_and_shares_no_memory(tmp_path, save):
     """A tied head is one tensor under two names in a torch.save file. Read, the two are copies:
     changing one does not change the other."""
     w = torch.arange(6.0).view(2, 3)
-    tensors = {"wte": w, "head": w, "turned": w.t()}
-    for path, save in ((tmp_path / "st", lambda p: write(p, tensors)),
-                       (tmp_path / "bin", lambda p: torch.save(tensors, p))):
-        save(path)
-        x = read(path)
-        assert all(t.is_contiguous() for t in x.values())
-        x["wte"].zero_()
-        assert torch.equal(x["head"], w) and torch.equal(x["turned"], w.t())
+    save(tmp_path / "x", {"wte": w, "head": w, "turned": w.t()})
+    x = read(tmp_path / "x")
+    assert all(t.is_contiguous() for t in x.values())
+    x["wte"].zero_()
+    assert torch.equal(x["head"], w) and torch.equal(x["turned"], w.t())
 
 
 def test_a_failed_write_leaves_the_good_file_and_no_litter(tmp_path, monkeypatch):
     write(tmp_path / "x", {"a": torch.ones(2)})
-    assert "'b'" in complaint(write, tmp_path / "x", {"b": torch.ones(2, 2).to_sparse()})
-    assert "__metadata__" in complaint(write, tmp_path / "x", {"__metadata__": torch.ones(2)})
-    assert "strings" in complaint(write, tmp_path / "x", {"a": torch.ones(2)}, {"steps": 3})
-    monkeypatch.setattr(weights.safetensors, "raw_bytes", full_disk)
-    assert "No space left" in complaint(write, tmp_path / "x", {"a": torch.zeros(2)})
-    monkeypatch.undo()
+    for says, tensors, *notes in (("'b'", {"b": torch.ones(2, 2).to_sparse()}),
+                                  ("__metadata__", {"__metadata__": torch.ones(2)}),
+                                  ("strings", {"a": torch.ones(2)}, {"steps": 3})):
+        assert says in complaint(write, tmp_path / "x", tensors, *notes)
+    with monkeypatch.context() as patch:
+        patch.setattr(weights.safetensors, "raw_bytes", full_disk)
+        assert "No space left" in complaint(write, tmp_path / "x", {"a": torch.zeros(2)})
     assert read(tmp_path / "x")["a"].tolist() == [1, 1] and os.listdir(tmp_path) == ["x"]
 
 
@@ -167,33 +156,25 @@ def raw(before=b"", after=b"", entry=AJ):
 
 # Every way in which a safetensors file may lie: the bytes, and what the message must say.
 MALFORMED = {
-    # the length of the header
+    # the length of the header, and its JSON
     "header longer than the file": (packed({"a": A}, b"", 9999), "cut off inside its"),
     "header beyond the limit": (packed({"a": A}, D, 100_000_001), "not a weight file known"),
     "fewer than 8 bytes": (b"\x10\0\0\0", "not a weight file known"),
-    "no header at all": (packed(b"", D), "not JSON|Expecting value"),
-    # the JSON
+    "no header at all": (packed(b"", D), "Expecting value"),
     "not UTF-8": (packed(b'{"\xff": ' + AJ + b"}", D), "utf-8"),
-    "UTF-16": (packed(('{"a": %s}' % AJ.decode()).encode("utf-16"), D), "utf-8"),
-    "a byte order mark": (raw(b"\xef\xbb\xbf"), "BOM|begin"),
     "JSON cut off": (packed(b'{"a": ' + AJ, D), "delimiter"),
     "a second value behind it": (raw(after=b" {}"), "Extra data"),
-    "zeros behind it": (raw(after=b"\0\0"), "Extra data"),
     "a list": (packed(b"[]"), "begin with {"),
-    "null": (packed(b"null"), "begin with {"),
     "a space in front": (raw(b" "), "begin with {"),
     "nested too deeply": (packed(b'{"a": ' + b"[" * 200_000, D), "recursion"),
     "half a surrogate pair": (packed(b'{"\\ud800": ' + AJ + b"}", D), "surrogates"),
     "a tensor twice": (raw(entry=AJ + b', "a": ' + AJ), "'a' occurs twice"),
-    "a field twice": (raw(entry=b'{"dtype": "F32", ' + AJ[1:]), "'dtype' occurs twice"),
     # the metadata and the fields of an entry
     "metadata with a number": (packed({"__metadata__": {"n": 1}, "a": A}, D), "strings"),
     "metadata as a list": (packed({"__metadata__": [], "a": A}, D), "strings"),
     "an entry that is a number": (packed({"a": 5}, D), "'a' must have dtype"),
-    "no dtype": (packed({"a": {"shape": [2], "data_offsets": [0, 8]}}, D), "'a' must have"),
     "a field nobody knows": (lie(device="cpu"), "nothing else"),
-    "an unknown dtype": (lie(dtype="F33"), "'F33'"),
-    "a dtype in small letters": (lie(dtype="f32"), "'f32'"),
+    "an unknown dtype": (lie(dtype="f32"), "'f32'"),
     "numbers below a byte": (packed({"a": entry("F4", [16], 0, 8)}, D), "'F4'"),
     "three offsets": (lie(data_offsets=[0, 8, 8]), "two data_offsets"),
     "a shape that is a number": (lie(shape=2), "a list"),
@@ -203,13 +184,9 @@ MALFORMED = {
     "two negative sizes": (lie(shape=[-1, -2]), "whole number"),
     "minus zero": (raw(entry=AJ.replace(b"[0,", b"[-0,")), "whole number"),
     "NaN": (raw(entry=AJ.replace(b"[2]", b"[NaN]")), "NaN is not JSON"),
-    "Infinity": (lie(shape=[float("inf")]), "Infinity is not JSON"),
-    "a size beyond 64 bits": (lie(shape=[10**30]), "impossible shape"),
-    "sizes that overflow": (lie(shape=[2**32, 2**32, 4]), "impossible"),
+    "sizes that overflow": (lie(shape=[2**32, 2**32, 4]), "impossible shape"),
     "... to no elements": (packed({"a": entry("F32", [2**32, 2**32, 0], 0, 0)}), "impossible"),
-    "an endless number": (raw(entry=AJ.replace(b"[2]", b"[%s]" % (b"9" * 5000))), "digits|impos"),
     # the places
-    "a hole at the start": (packed({"a": entry("F32", [2], 4, 12)}, bytes(12)), "begins"),
     "a hole": (packed({"a": A, "b": entry("U8", [1], 9, 10)}, bytes(10)), "'b' begins"),
     "an overlap": (packed({"a": A, "b": entry("F32", [2], 4, 12)}, bytes(12)), "'b' begins"),
     "the end before the start": (lie(data_offsets=[8, 0]), "begins"),
@@ -217,36 +194,10 @@ MALFORMED = {
     "data cut off": (packed({"a": A}, D[:7]), "7 bytes of data, its header counts 8"),
     "bytes left over": (packed({"a": A}, D + b"!"), "1 bytes at its end belong to no"),
 }
-# What the official reader lets pass. Of two equal names it silently keeps the last one.
-PATIENT = {"a space in front", "a tensor twice", "a field nobody knows", "numbers below a byte"}
-
-
-@pytest.mark.parametrize("name", MALFORMED)
-def test_a_malformed_safetensors_file_is_refused(tmp_path, name):
-    data, says = MALFORMED[name]
-    text = refusal(tmp_path, data)
-    assert any(s in text for s in says.split("|")), text
-    if official and name in PATIENT:
-        official.load_file(tmp_path / "x.safetensors")
-    elif official:
-        with pytest.raises(Exception):
-            official.load_file(tmp_path / "x.safetensors")
-
-
-@pytest.mark.parametrize("data, names", [
-    (packed(b'{"__metadata__": null, "a": ' + AJ + b"}\n\t ", D), {"a"}),  # spaces as padding
-    (packed({}), set()),
-    (packed({"a": A, "z": entry("F32", [0], 8, 8), "b": entry("U8", [1], 8, 9)}, bytes(9)),
-     {"a", "b", "z"}),  # a tensor without elements between two others
-])
-def test_what_the_official_reader_lets_pass_and_harms_nobody_is_read(tmp_path, data, names):
-    (tmp_path / "x").write_bytes(data)
-    assert read(tmp_path / "x").keys() == names and metadata(tmp_path / "x") == {}
-
-
 # ---------------------------------------------------------------- torch.save, everyday accidents
 
-STATE = {"w": torch.arange(6.0).view(2, 3), "half": torch.ones(3).half(), "n": torch.tensor(7)}
+STATE = {"w": torch.nn.Parameter(torch.ones(2, 3)), "half": torch.ones(3).half(),
+         "n": torch.tensor(7)}
 
 
 def saved(content, zipped=True):
@@ -258,10 +209,11 @@ def saved(content, zipped=True):
 
 def archive(data_pkl=None, **members):
     """The bytes of a TorchScript archive made by hand, or without data_pkl of any other zip."""
+    if data_pkl is not None:
+        members |= {"data.pkl": data_pkl, "constants.pkl": b""}
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as z:
-        for name, content in ({"data.pkl": data_pkl, "constants.pkl": b""} if data_pkl is not None
-                              else {}).items() | members.items():
+        for name, content in members.items():
             z.writestr(f"x/{name.replace('__', '/')}", content)
     return file.getvalue()
 
@@ -270,37 +222,28 @@ def archive(data_pkl=None, **members):
 @pytest.mark.parametrize("name", ["x.bin", "x.safetensors"])
 def test_a_torch_save_file_is_known_by_its_content(tmp_path, zipped, name):
     (tmp_path / name).write_bytes(saved(STATE, zipped))
-    assert equal(read(tmp_path / name), STATE) and metadata(tmp_path / name) == {}
+    tensors = read(tmp_path / name)
+    assert equal(tensors, STATE) and metadata(tmp_path / name) == {}
+    assert type(tensors["w"]) is torch.Tensor and not tensors["w"].requires_grad
 
 
-def test_parameters_come_out_as_plain_tensors(tmp_path):
-    (tmp_path / "x").write_bytes(saved({"w": torch.nn.Parameter(torch.ones(2))}))
-    w = read(tmp_path / "x")["w"]
-    assert type(w) is torch.Tensor and not w.requires_grad
-
-
-@pytest.mark.parametrize("data, says", [
-    # a clone made without git-lfs
-    (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 5481\n", "git lfs pull"),
-    # the login page of a hotel's network, saved by a browser as model.safetensors
-    (b"\n<!DOCTYPE html><html><body>Please sign in", "a web page"),
-    (b"", "empty"),
-    (b"\x89PNG\r\n\x1a\n0000000000", "not a weight file known"),
-    (archive(model__safetensors=b"..."), "unzip"),
-    # a model's config.json instead of its weights
-    (b'{"n_layer": 12}', "no index of shards"),
-    (b'{"weight_map": ', "no index of shards"),
+ACCIDENTS = {
+    "a clone without git-lfs": (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+    "the login page of a hotel": (b"\n<!DOCTYPE html><html><body>Please sign in", "a web page"),
+    "nothing": (b"", "empty"),
+    "a picture": (b"\x89PNG\r\n\x1a\n0000000000", "not a weight file known"),
+    "weights that were zipped": (archive(model__safetensors=b"..."), "unzip"),
+    "config.json": (b'{"n_layer": 12}', "no index of shards"),
+    "an index cut off": (b'{"weight_map": ', "no index of shards"),
     # a training checkpoint: the state dict is one of several things inside
-    (saved({"model": STATE, "step": 3}), "'model' is a dict"),
-    (saved({"w": torch.ones(2), "lr": 0.1}), "'lr' is a float"),
-    (saved({3: torch.ones(2)}), "3 is a Tensor"),
-    (saved([torch.ones(2)]), "holds a list"),
-    (saved({"w": torch.ones(2).to_sparse()}), "'w' is a Tensor that is no plain"),
+    "a dictionary inside": (saved({"model": STATE, "step": 3}), "'model' is a dict"),
+    "a number": (saved({"w": torch.ones(2), "lr": 0.1}), "'lr' is a float"),
+    "a name that is none": (saved({3: torch.ones(2)}), "3 is a Tensor"),
+    "a list": (saved([torch.ones(2)]), "holds a list"),
+    "a sparse tensor": (saved({"w": torch.ones(2).to_sparse()}), "'w' is a Tensor that is no"),
     # the meta device has shapes but no numbers
-    (saved({"w": torch.ones(2, device="meta")}), "'w' is a Tensor that is no plain"),
-])
-def test_a_file_that_is_no_weight_file_is_called_by_its_name(tmp_path, data, says):
-    assert says in refusal(tmp_path, data)
+    "no numbers": (saved({"w": torch.ones(2, device="meta")}), "'w' is a Tensor that is no plain"),
+}
 
 
 def test_a_missing_file_and_an_empty_folder_say_so(tmp_path):
@@ -340,8 +283,9 @@ class Hostile:
 def test_a_hostile_pickle_is_refused_and_runs_nothing(tmp_path, kind):
     evil = Hostile(tmp_path / "pwned")
     content = pickle.dumps({"module": evil} if "inside" in kind else evil, protocol=2)
-    text = refusal(tmp_path, archive(content) if kind.startswith("TorchScript")
-                   else saved({"w": torch.ones(2), "evil": evil}, kind == "zip"))
+    (tmp_path / "x").write_bytes(archive(content) if kind.startswith("TorchScript")
+                                 else saved({"w": torch.ones(2), "evil": evil}, kind == "zip"))
+    text = complaint(read, tmp_path / "x")
     assert "system" in text and "hostile" in text and "weights_only=False" not in text
     assert not (tmp_path / "pwned").exists()
     pickle.loads(content)  # and this is what would have happened
@@ -350,45 +294,36 @@ def test_a_hostile_pickle_is_refused_and_runs_nothing(tmp_path, kind):
 
 # ----------------------------------------------------------------------------- TorchScript
 
-class Inner(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.ln, self.lin = torch.nn.LayerNorm(4), torch.nn.Linear(4, 3).half()
-        self.device, self.sizes = torch.device("cpu"), [1, 2]
-
-    def forward(self, x):
-        return self.lin(self.ln(x).half())
-
-
-class Outer(torch.nn.Module):
+class Net(torch.nn.Module):
     """Everything that CLIP's archives have, and a little more: mixed dtypes, a list of blocks, a
     scalar, a matrix stored on its side, two names for one weight, attributes that are no tensor."""
     def __init__(self):
         super().__init__()
-        self.blocks = torch.nn.ModuleList([Inner(), Inner()])
+        self.blocks = torch.nn.ModuleList([torch.nn.Linear(4, 4).half() for _ in range(2)])
         self.logit_scale = torch.nn.Parameter(torch.tensor(4.6))
         self.register_buffer("side", torch.arange(6).view(2, 3).t())
         self.register_buffer("none", torch.empty(0))
-        self.blocks[1].lin.weight = self.blocks[0].lin.weight
+        self.blocks[1].weight = self.blocks[0].weight
         self.resolution, self.name, self.ratio, self.flag = 224, "clip", 1.5, True
+        self.device, self.sizes = torch.device("cpu"), [1, 2]
 
     def forward(self, x):
         for block in self.blocks:
-            x = torch.nn.functional.pad(block(x).float(), [0, 1])
+            x = block(x.half())
         return x * self.logit_scale + self.side.sum()
 
 
 @pytest.mark.parametrize("make", [torch.jit.script, lambda m: torch.jit.trace(m, torch.ones(2, 4))],
                          ids=["script", "trace"])
 def test_a_torchscript_archive_gives_the_state_dict_of_its_model(tmp_path, make):
-    model = Outer().eval()
+    model = Net().eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated, which is why we do not use it
         make(model).save(tmp_path / "x.pt")
     x = read(tmp_path / "x.pt")
     assert equal(x, model.state_dict()) and x["side"].is_contiguous()
-    x["blocks.0.lin.weight"].zero_()
-    assert x["blocks.1.lin.weight"].abs().sum() > 0  # tied in the file, copies here
+    x["blocks.0.weight"].zero_()
+    assert x["blocks.1.weight"].abs().sum() > 0  # tied in the file, copies here
 
 
 def module_pickle(storage_count=4, size=(2, 2), stride=(2, 1), offset=0, dtype="FloatStorage"):
@@ -409,41 +344,40 @@ def module_pickle(storage_count=4, size=(2, 2), stride=(2, 1), offset=0, dtype="
 
 
 FOUR = struct.pack("<4f", 1, 2, 3, 4)
-GOOD = archive(module_pickle(), data__0=FOUR)  # no byteorder member: an old file
+GOOD = archive(module_pickle(), data__0=FOUR)
 
 
-def test_an_archive_made_by_hand_opcode_by_opcode(tmp_path):
-    (tmp_path / "x").write_bytes(GOOD)
-    assert read(tmp_path / "x")["w"].tolist() == [[1, 2], [3, 4]]
-    (tmp_path / "x").write_bytes(archive(module_pickle(stride=(1, 2)), data__0=FOUR,
-                                         byteorder=b"little"))
-    assert read(tmp_path / "x")["w"].tolist() == [[1, 3], [2, 4]]
+@pytest.mark.parametrize("stride, w", [((2, 1), [[1, 2], [3, 4]]), ((1, 2), [[1, 3], [2, 4]])])
+def test_an_archive_made_by_hand_opcode_by_opcode(tmp_path, stride, w):
+    (tmp_path / "x").write_bytes(archive(module_pickle(stride=stride), data__0=FOUR))
+    assert read(tmp_path / "x")["w"].tolist() == w
+
+
+SCRIPTS = {
+    "a view beyond its storage": (archive(module_pickle(offset=1), data__0=FOUR), "out of bounds"),
+    "too short a storage": (archive(module_pickle(storage_count=5), data__0=FOUR), "storage 0"),
+    "too long a storage": (archive(module_pickle(), data__0=FOUR + b"!"), "storage 0"),
+    "no storage": (archive(module_pickle()), "no item named"),
+    "flipped bits": (GOOD.replace(FOUR, FOUR[:-1] + b"\x41"), "CRC"),
+    # classes on no list: torch's own code is not safer than anybody's
+    "torch's function": (archive(module_pickle(dtype="load"), data__0=FOUR), "torch.load"),
+    "another module": (archive(b"c__torch__x\nNet\n)\x81."), "__torch__x.Net"),
+    "a plain dictionary": (archive(pickle.dumps({}, protocol=2)), "'dict' object"),
+    "a pickle cut off": (archive(module_pickle()[:60], data__0=FOUR), "damaged"),
+    "an empty pickle": (archive(b""), "damaged"),
+}
 
 
 @pytest.mark.parametrize("data, says", [
-    # a view that reaches beyond its storage
-    (archive(module_pickle(size=(3, 2)), data__0=FOUR), "out of bounds"),
-    (archive(module_pickle(offset=1), data__0=FOUR), "out of bounds"),
-    # a storage that is shorter or longer than the pickle says, or not there, or damaged
-    (archive(module_pickle(storage_count=5), data__0=FOUR), "storage 0"),
-    (archive(module_pickle(), data__0=FOUR + b"!"), "storage 0"),
-    (archive(module_pickle()), "no item named"),
-    (GOOD.replace(FOUR, FOUR[:-1] + b"\x41"), "CRC"),
-    (archive(module_pickle(), data__0=FOUR, byteorder=b"big"), "big-endian"),
-    # classes on no list: torch's own code is not safer than anybody's
-    (archive(module_pickle(dtype="load"), data__0=FOUR), "torch.load"),
-    (archive(b"c__torch__x\nNet\n)\x81."), "__torch__x.Net"),
-    # a plain dictionary: without a check it would read as a model without tensors
-    (archive(pickle.dumps({}, protocol=2)), "a dict instead of a TorchScript module"),
-    # a module without tensors, and one that was never given its attributes
-    (archive(b"\x80\x02c__torch__\nNet\n)\x81}b."), "without any tensors"),
-    (archive(b"\x80\x02c__torch__\nNet\n)\x81."), "without any tensors"),
-    # cut off, and empty
-    (archive(module_pickle()[:60], data__0=FOUR), "damaged"),
-    (archive(b""), "damaged"),
-])
-def test_a_wrong_torchscript_archive_is_refused(tmp_path, data, says):
-    assert says in refusal(tmp_path, data)
+    pytest.param(*case, id=f"{kind}, {name}") for kind, table in
+    (("safetensors", MALFORMED), ("accident", ACCIDENTS), ("TorchScript", SCRIPTS))
+    for name, case in table.items()])
+def test_a_wrong_file_is_refused_with_one_line_that_says_why(tmp_path, data, says):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(data)
+    text = complaint(read, path)
+    assert text.startswith(f"{path}: ") and len(text) < 400 + len(str(path))
+    assert says in text
 
 
 # ---------------------------------------------------------------------------------- shards
@@ -490,17 +424,14 @@ def test_an_index_that_does_not_fit_its_shards_is_refused(tmp_path, where, says)
 # ------------------------------------------------------------------------------ into a model
 
 def test_load_into_takes_exactly_the_tensors_of_the_model_as_float32():
-    def build():
-        return torch.nn.Linear(2, 3)
-
     good = {"weight": torch.arange(6).view(3, 2).half(), "bias": torch.ones(3).half()}
-    model = load_into(build, good, "file")
+    model = load_into(lambda: torch.nn.Linear(2, 3), good, "file")
     assert model.weight.dtype == torch.float32 and model.weight[2].tolist() == [4, 5]
     assert not model.training
     bad = {"weight": torch.ones(2, 3), "extra": torch.ones(1)}
-    text = complaint(load_into, build, bad, "file")
-    assert "bias is missing" in text and "extra is unknown" in text
-    assert "weight is (2, 3), not (3, 2)" in text
+    text = complaint(load_into, lambda: torch.nn.Linear(2, 3), bad, "file")
+    for wrong in "bias is missing", "extra is unknown", "weight is (2, 3), not (3, 2)":
+        assert wrong in text
 
 
 def test_a_fingerprint_is_of_names_shapes_and_numbers_not_of_their_dtype():
@@ -512,45 +443,27 @@ def test_a_fingerprint_is_of_names_shapes_and_numbers_not_of_their_dtype():
 
 # ------------------------------------------------------------------------------- downloads
 
-class Shelf(http.server.ThreadingHTTPServer):
-    """A web server on this computer. goods: {path: (bytes, options)}; asked: what was asked for."""
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.goods, self.asked = {}, []
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-    def put(self, path, data, **options):
-        self.goods[path] = (data, options)
-        return self.url + path
-
-
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Options: ranges=False ignores Range; cut=n breaks the connection after n bytes, once;
+    """Options: gone; ranges=False ignores Range; cut=n breaks the connection after n bytes, once;
     length=False does not tell the length; kind="text/html"; shift=n answers another range."""
 
     def do_GET(self):
         wanted = self.headers.get("Range")
-        self.server.asked.append((self.path, wanted))
-        if self.path not in self.server.goods:
-            return self.send_error(404)
+        wanted = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else None
+        self.server.asked.append(wanted)
         data, options = self.server.goods[self.path]
-        begin = 0
+        if options.get("gone"):
+            return self.send_error(404)
+        begin, status, place = 0, 200, None
         if wanted and options.get("ranges", True):
-            begin = int(wanted.removeprefix("bytes=").removesuffix("-")) + options.get("shift", 0)
-            if begin >= len(data):
-                self.send_response(416)
-                self.send_header("Content-Range", f"bytes */{len(data)}")
-                self.send_header("Content-Length", "0")
-                return self.end_headers()
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {begin}-{len(data) - 1}/{len(data)}")
-        else:
-            self.send_response(200)
+            begin = wanted + options.get("shift", 0)
+            status, place = (206, f"{begin}-{len(data) - 1}") if begin < len(data) else (416, "*")
+        self.send_response(status)
         self.send_header("Content-Type", options.get("kind", "application/octet-stream"))
+        if place:
+            self.send_header("Content-Range", f"bytes {place}/{len(data)}")
         if options.get("length", True):
-            self.send_header("Content-Length", str(len(data) - begin))
+            self.send_header("Content-Length", str(len(data[begin:])))
         self.end_headers()
         self.wfile.write(data[begin:begin + options.pop("cut", len(data))])
 
@@ -558,106 +471,91 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
+class Shelf(http.server.ThreadingHTTPServer):
+    """A web server on this computer. goods: {path: (bytes, options)}; asked: the first byte that
+    each request asked for, None for all."""
+
+    def put(self, path, data, **options):
+        self.goods[path] = (data, options)
+        return self.url + path
+
+
 @pytest.fixture
 def shelf(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    server = Shelf()
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with Shelf(("127.0.0.1", 0), Handler) as server:
+        server.goods, server.asked, server.url = {}, [], f"http://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server
+        server.shutdown()
 
 
-DATA = bytes(range(256)) * 4000  # 1,024,000 bytes
+DATA = bytes(range(256)) * 4000
+N = len(DATA)  # 1,024,000
 SHA, MD5 = hashlib.sha256(DATA).hexdigest(), hashlib.md5(DATA).hexdigest()
 
 
 def test_a_download_arrives_whole_and_only_once(shelf, tmp_path, capsys):
     url = shelf.put("/x.zip", DATA)
     path = tmp_path / "new" / "folder" / "x.zip"
-    assert download(url, path, len(DATA), sha256=SHA.upper(), md5=MD5) == path
-    assert path.read_bytes() == DATA and os.listdir(path.parent) == ["x.zip"]
-    assert download(url, path, len(DATA), sha256=SHA) == path
-    assert shelf.asked == [("/x.zip", None)]
+    for _ in range(2):
+        assert download(url, path, N, sha256=SHA.upper(), md5=MD5) == path
+        assert path.read_bytes() == DATA and os.listdir(path.parent) == ["x.zip"]
+    assert shelf.asked == [None]
     lines = capsys.readouterr().err.splitlines()  # not a terminal: a line for every tenth
-    assert 2 <= len(lines) <= 12 and "x.zip: 1.0 MB of 1.0, 0 s left" in lines[-1]
+    assert 2 <= len(lines) <= 12 and lines[-1].startswith("x.zip: 1.0 MB of 1.0, 0 s left, ")
     assert lines[-1].endswith(" MB/s")
 
 
-def test_a_broken_download_goes_on_where_it_stopped(shelf, tmp_path):
-    """The first connection ends after 300,000 bytes. The second asks for the rest and no more."""
-    url, path = shelf.put("/x", DATA, cut=300_000), tmp_path / "x"
-    text = complaint(download, url, path, sha256=SHA)
-    assert "broke off after 0.3 MB" in text and "run the same command again" in text
-    assert not path.exists() and (tmp_path / "x.part").read_bytes() == DATA[:300_000]
-    download(url, path, sha256=SHA)
-    assert path.read_bytes() == DATA and shelf.asked[1] == ("/x", "bytes=300000-")
-
-
-def test_the_next_address_goes_on_where_the_one_before_broke_off(shelf, tmp_path):
-    urls = [shelf.url + "/gone", shelf.put("/a", DATA, cut=300_000), shelf.put("/b", DATA)]
-    assert download(urls, tmp_path / "x", len(DATA), SHA).read_bytes() == DATA
-    assert shelf.asked == [("/gone", None), ("/a", None), ("/b", "bytes=300000-")]
-
-
-@pytest.mark.parametrize("part, options, size", [
-    # everything from the start: must not be appended
-    (DATA[:1000], {"ranges": False}, None),
-    (DATA[:1000], {"ranges": False, "length": False}, None),
-    # too long: not the beginning of this file
-    (DATA + b"something else", {}, None), (DATA + b"something else", {}, len(DATA)),
+@pytest.mark.parametrize("part, servers, size, asked", [
+    # the first address is gone, the second breaks off, the third goes on
+    (b"", [{"gone": True}, {"cut": 300_000}, {}], N, [None, None, 300_000]),
+    # everything from the start, although asked for the rest: must not be appended
+    (DATA[:1000], [{"ranges": False}], None, [1000]),
+    (DATA[:1000], [{"ranges": False, "length": False}], None, [1000]),
+    # too long, so not the beginning of this file
+    (DATA + b"!", [{}], N, [None]), (DATA + b"!", [{}], None, [N + 1, None]),
+    # complete: Ctrl-C came before the check. With the size known nobody is asked; without it the
+    # server says 416, nothing comes after this byte.
+    (DATA, [{}], N, []), (DATA, [{}], None, [N]),
 ])
-def test_a_part_that_cannot_be_continued_is_fetched_anew(shelf, tmp_path, part, options, size):
+def test_a_download_goes_on_where_one_broke_off(shelf, tmp_path, part, servers, size, asked):
     (tmp_path / "x.part").write_bytes(part)
-    assert download(shelf.put("/x", DATA, **options), tmp_path / "x", size).read_bytes() == DATA
+    urls = [shelf.put(f"/{i}", DATA, **options) for i, options in enumerate(servers)]
+    assert download(urls, tmp_path / "x", size, SHA).read_bytes() == DATA
+    assert shelf.asked == asked and os.listdir(tmp_path) == ["x"]
 
 
-def test_a_part_that_is_complete_is_only_checked(shelf, tmp_path):
-    """Ctrl-C came between the last byte and the check. With the size known nobody is asked; without
-    it the server says 416, nothing comes after this byte."""
-    url = shelf.put("/x", DATA)
-    for size, asked in ((len(DATA), []), (None, [("/x", f"bytes={len(DATA)}-")])):
-        (tmp_path / "x.part").write_bytes(DATA)
-        assert download(url, tmp_path / "x", size, SHA).read_bytes() == DATA
-        assert shelf.asked == asked
-        (tmp_path / "x").unlink()
+LOGIN, WRONG = b"Please sign in", "wrong file, now deleted: "
 
 
-@pytest.mark.parametrize("options, says", [
-    ({"shift": 7}, "another range"),
-    # a login page answers every address with 200 and itself
-    ({"ranges": False, "kind": "text/html; charset=utf-8"}, "web page"),
-    ({"ranges": False}, "offers 14 bytes where 1,024,000"),
+@pytest.mark.parametrize("data, options, known, says, left", [
+    (DATA, {"cut": 300_000}, {}, "broke off after 0.3 MB", DATA[:300_000]),
+    # a wrong answer does not cost what has come already
+    (DATA, {"shift": 7}, {}, "another range", DATA[:1000]),
+    (LOGIN, {"ranges": False, "kind": "text/html; charset=utf-8"}, {}, "a web page", DATA[:1000]),
+    (LOGIN, {"ranges": False}, {"size": N}, "offers 14 bytes where 1,024,000", DATA[:1000]),
+    # a wrong file does
+    (DATA, {}, {"sha256": "0" * 64}, f"{WRONG}another sha256", None),
+    (DATA, {}, {"md5": "0" * 32}, f"{WRONG}another md5", None),
+    (DATA, {}, {"check": lambda part: "it smells"}, f"{WRONG}it smells", None),
+    (DATA + b"!", {"length": False}, {"size": N}, f"{WRONG}1,024,001 bytes instead of", None),
 ])
-def test_a_wrong_answer_does_not_cost_what_has_come_already(shelf, tmp_path, options, says):
-    (tmp_path / "x.part").write_bytes(DATA[:1000])
-    data = DATA if "shift" in options else b"Please sign in"
-    text = complaint(download, shelf.put("/x", data, **options), tmp_path / "x", len(DATA))
-    assert says in text and "broke off" in text
-    assert (tmp_path / "x.part").read_bytes() == DATA[:1000] and not (tmp_path / "x").exists()
-
-
-@pytest.mark.parametrize("data, wrong, says", [
-    (DATA, {"sha256": "0" * 64}, "another sha256"), (DATA, {"md5": "0" * 32}, "another md5"),
-    (DATA, {"check": lambda part: "it smells"}, "it smells"),
-    (DATA + b"!", {"size": len(DATA)}, "1,024,001 bytes instead of"),
-])
-def test_a_wrong_file_is_deleted_and_named(shelf, tmp_path, data, wrong, says):
-    text = complaint(download, shelf.put("/x", data, length=False), tmp_path / "x", **wrong)
-    assert "wrong file, now deleted" in text and str(tmp_path / "x") in text and says in text
-    assert os.listdir(tmp_path) == []
-
-
-def test_a_wrong_beginning_is_found_by_the_hash_and_the_next_run_is_clean(shelf, tmp_path):
-    url = shelf.put("/x", DATA)
-    (tmp_path / "x.part").write_bytes(b"something else")
-    complaint(download, url, tmp_path / "x", len(DATA), SHA)
-    assert download(url, tmp_path / "x", len(DATA), SHA).read_bytes() == DATA
+def test_a_failed_download_says_why_and_the_next_one_works(shelf, tmp_path, data, options, known,
+                                                           says, left):
+    path, part = tmp_path / "x", tmp_path / "x.part"
+    if left != DATA[:300_000]:
+        part.write_bytes(DATA[:1000])
+    text = complaint(download, shelf.put("/x", data, **options), path, **known)
+    assert says in text and str(path) in text and not path.exists()
+    assert (part.read_bytes() if part.exists() else None) == left
+    assert left is None or "run the same command again" in text
+    assert download(shelf.put("/y", DATA), path, N, SHA).read_bytes() == DATA
 
 
 def test_a_file_of_another_size_under_the_final_name_is_left_alone(shelf, tmp_path):
     (tmp_path / "x").write_bytes(b"mine")
-    text = complaint(download, shelf.put("/x", DATA), tmp_path / "x", len(DATA))
+    text = complaint(download, shelf.put("/x", DATA), tmp_path / "x", N)
     assert "4 bytes instead of 1,024,000" in text and (tmp_path / "x").read_bytes() == b"mine"
 
 
@@ -675,23 +573,21 @@ def test_where_nobody_answers_one_line_says_what_to_put_where(tmp_path, monkeypa
     assert ("timed out" if listens else "refused") in text
 
 
-def test_ctrl_c_keeps_what_has_come(shelf, tmp_path, monkeypatch):
-    def press(*args):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("event, says", [
+    (KeyboardInterrupt(), None),
+    (OSError(28, "No space left on device"), "cannot be written (No space left on device)"),
+])
+def test_ctrl_c_and_a_full_disk_keep_what_has_come(shelf, tmp_path, monkeypatch, event, says):
+    """And the disk is not blamed on the network: the second address is not tried."""
+    def interrupted(*args, **kw):
+        return lambda done: (_ for _ in ()).throw(event)
 
-    monkeypatch.setattr(weights.download, "progress", lambda *args, **kw: press)
-    with pytest.raises(KeyboardInterrupt):
-        download(shelf.put("/x", DATA), tmp_path / "x", len(DATA), SHA)
+    monkeypatch.setattr(weights.download, "progress", interrupted)
+    with pytest.raises(UserError if says else KeyboardInterrupt) as e:
+        download([shelf.put("/x", DATA)] * 2, tmp_path / "x", N, SHA)
     part = (tmp_path / "x.part").read_bytes()
-    assert 0 < len(part) <= len(DATA) and DATA.startswith(part)
-
-
-def test_a_full_disk_is_not_blamed_on_the_network(shelf, tmp_path, monkeypatch):
-    monkeypatch.setattr(weights.download, "progress", lambda *args, **kw: full_disk)
-    text = complaint(download, [shelf.put("/x", DATA)] * 2, tmp_path / "x")
-    assert "cannot be written (No space left on device)" in text and len(shelf.asked) == 1
-    (tmp_path / "file").write_bytes(b"")
-    assert "cannot be written" in complaint(download, shelf.url + "/x", tmp_path / "file" / "x")
+    assert 0 < len(part) <= N and DATA.startswith(part) and len(shelf.asked) == 1
+    assert not says or says in str(e.value)
 
 
 # ------------------------------------------------------------------------ the public files
@@ -701,40 +597,35 @@ def test_every_public_file_has_two_addresses_and_sound_numbers():
             "gpt2/merges.txt", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px",
             "clip/bpe_simple_vocab_16e6.txt.gz"} == FILES.keys()
     for public in FILES.values():
-        assert len(set(public.urls)) == 2
-        assert all(url.startswith("https://") for url in public.urls)
+        assert len({url for url in public.urls if url.startswith("https://")}) == 2
         assert public.sha256 is None or len(bytes.fromhex(public.sha256)) == 32
-    assert len({public.file for public in FILES.values()}) == len(FILES)
     assert FILES["ViT-L/14@336px"].file == "clip/ViT-L-14-336px.pt"
 
 
 def test_gpt2s_size_is_the_sum_of_its_parts():
-    """12 blocks of width 768: 124,439,808 parameters and 12 causal masks of 1024 x 1024, 4 bytes
-    each, behind a header of 14,283 bytes and its 8 bytes of length."""
+    """12 blocks of width 768, embeddings, the last norm: 124,439,808 parameters. 12 causal masks of
+    1024 x 1024; 4 bytes each, behind a header of 14,283 bytes and its 8 bytes of length."""
     d = 768
-    block = 2 * 2 * d + (d * 3 * d + 3 * d) + (d * d + d) + (d * 4 * d + 4 * d) + (4 * d * d + d)
-    numbers = 50257 * d + 1024 * d + 12 * block + 2 * d
+    numbers = 12 * (12 * d * d + 13 * d) + (50257 + 1024) * d + 2 * d
     assert numbers == 124_439_808
     assert FILES["gpt2"].size == 8 + 14_283 + 4 * (numbers + 12 * 1024 * 1024)
 
 
+SAFE = packed({"a": A}, D)
+SMALL = {"gpt2": (SAFE, "gpt2/model.safetensors", "openai-community/gpt2"),
+         "ViT-B/32": (GOOD, "clip/ViT-B-32.pt", None)}
+
+
 @pytest.fixture
 def home(tmp_path, shelf, monkeypatch):
-    """An empty home folder without caches, but for the sources of two public files, small and on
-    our own server: g is "gpt2" and v is "ViT-B/32"."""
+    """A home folder without caches, and two public files that are small and on our own server."""
     for name in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(name, str(tmp_path))
     for name in ("SEEGPT_CACHE", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         monkeypatch.delenv(name, raising=False)
-    write(tmp_path / "g", {"wte.weight": torch.ones(3, 2)})
-    (tmp_path / "v").write_bytes(GOOD)
-    for name, file, where, repo in (
-            ("gpt2", "g", "gpt2/model.safetensors", "openai-community/gpt2"),
-            ("ViT-B/32", "v", "clip/ViT-B-32.pt", None)):
-        data = (tmp_path / file).read_bytes()
-        url = shelf.put("/" + where, data)
-        sha256 = hashlib.sha256(data).hexdigest()
-        monkeypatch.setitem(FILES, name, Public(where, [url, url + "2"], len(data), sha256, repo))
+    for name, (data, file, repo) in SMALL.items():
+        url, sha256 = shelf.put(f"/{file}", data), hashlib.sha256(data).hexdigest()
+        monkeypatch.setitem(FILES, name, Public(file, [url, url + "2"], len(data), sha256, repo))
     return tmp_path
 
 
@@ -751,9 +642,9 @@ def put(path, data):
 
 
 def test_a_public_file_is_downloaded_once_into_our_cache(home, shelf, monkeypatch):
-    path = locate("gpt2")
-    assert path == home / ".cache/seegpt/gpt2/model.safetensors" and "wte.weight" in read(path)
-    assert locate("gpt2") == path and len(shelf.asked) == 1
+    path = home / ".cache/seegpt/gpt2/model.safetensors"
+    assert locate("gpt2") == locate("gpt2") == path and path.read_bytes() == SAFE
+    assert len(shelf.asked) == 1
     monkeypatch.setenv("SEEGPT_CACHE", str(home / "elsewhere"))
     assert locate("gpt2") == home / "elsewhere/gpt2/model.safetensors"
 
@@ -767,33 +658,29 @@ def test_a_public_file_is_downloaded_once_into_our_cache(home, shelf, monkeypatc
     ("gpt2", "hub3/models--gpt2/snapshots/e7da", {"HUGGINGFACE_HUB_CACHE": "hub3"}),
     ("ViT-B/32", ".cache/clip", {}),
 ])
-def test_what_transformers_or_openais_clip_has_downloaded_is_found(home, shelf, monkeypatch, name,
-                                                                   place, variables):
+def test_what_others_have_downloaded_is_found(home, shelf, monkeypatch, name, place, variables):
     for variable, value in variables.items():
         monkeypatch.setenv(variable, str(home / value))
-    data = (home / ("g" if name == "gpt2" else "v")).read_bytes()
-    path = put(home / place / ("model.safetensors" if name == "gpt2" else "ViT-B-32.pt"), data)
+    data, file, _ = SMALL[name]
+    path = put(home / place / file.split("/")[1], data)
     assert locate(name) == path and shelf.asked == []
     path.write_bytes(data[:-1])  # a damaged file in another's cache is passed over
-    assert locate(name) == home / ".cache/seegpt" / FILES[name].file
+    assert locate(name) == home / ".cache/seegpt" / file
 
 
-@pytest.mark.parametrize("damage, says", [
-    (lambda b: b[:-1], "bytes, the published one"),
-    (lambda b: b"\xff" * len(b), "not a weight file known"),  # the right size, and yet
+@pytest.mark.parametrize("data, says", [
+    (SAFE[:-1], "bytes, the published one"),
+    (b"\xff" * len(SAFE), "not a weight file known"),  # the right size, and yet
 ])
-def test_a_damaged_file_in_our_own_cache_is_named(home, damage, says):
-    ours = put(home / ".cache/seegpt/gpt2/model.safetensors", damage((home / "g").read_bytes()))
+def test_a_damaged_file_in_our_own_cache_is_named(home, data, says):
+    ours = put(home / ".cache/seegpt/gpt2/model.safetensors", data)
     text = complaint(locate, "gpt2")
     assert says in text and "delete it" in text and str(ours) in text and ours.exists()
 
 
-def test_without_hash_and_size_the_structure_must_do(home, unknown, shelf):
-    shelf.put("/gpt2/model.safetensors", (home / "g").read_bytes()[:-1])
-    text = complaint(locate, "gpt2")
-    assert "wrong file, now deleted" in text and "cut off" in text
-    shelf.put("/gpt2/model.safetensors", (home / "g").read_bytes())
-    assert locate("gpt2").is_file()
+def test_without_hash_and_size_the_structure_must_do(unknown, shelf):
+    shelf.put("/gpt2/model.safetensors", SAFE[:-1])
+    assert "wrong file, now deleted: not a sound safetensors" in complaint(locate, "gpt2")
 
 
 @pytest.mark.parametrize("kind, good, bad", [
@@ -801,17 +688,18 @@ def test_without_hash_and_size_the_structure_must_do(home, unknown, shelf):
     ("merges.txt", b"#version: 0.2\n\xc4\xa0 t\n", b"\xff\xfe"),
     ("bpe.txt.gz", gzip.compress(b"a b"), gzip.compress(b"a b")[:-9]),
     ("x.pt", GOOD, b"PK\x03\x04 and nothing more"),
-    ("x.safetensors", packed({"a": A}, D), packed({"a": A}, D[:-1])),
-    ("x.safetensors", packed({"a": A}, D), GOOD),
+    ("x.safetensors", SAFE, SAFE[:-1]),
+    ("x.safetensors", SAFE, GOOD),
 ], ids=str)
 def test_the_structure_of_every_kind_of_public_file_is_checked(tmp_path, kind, good, bad):
     for data in (good, bad):
         (tmp_path / "x").write_bytes(data)
-        assert bool(fault(tmp_path / "x", Public(f"folder/{kind}", [], None, None))) == (data == bad)
+        problem = fault(tmp_path / "x", Public(f"folder/{kind}", [], None, None))
+        assert bool(problem) == (data == bad)
 
 
 def test_a_file_is_itself_and_an_unknown_name_is_answered_with_the_nearest_one(home):
-    assert locate(home / "g") == home / "g" and locate(str(home)) == home
+    assert locate(home) == locate(str(home)) == home
     assert "did you mean ViT-B/16?" in complaint(locate, "ViT-B-16")
     assert "gpt2-medium" in complaint(locate, "llama")
 
@@ -821,17 +709,8 @@ def test_a_file_is_itself_and_an_unknown_name_is_answered_with_the_nearest_one(h
 def test_the_command_fetches_and_says_what_was_checked(home, capsys):
     main(Config(["gpt2", "ViT-B/32"]))
     out = capsys.readouterr().out.splitlines()
-    assert out[0].startswith(f"gpt2: {home}") and "checked: size, structure, sha256" in out[0]
-    assert len(out) == 2
-
-
-def test_the_command_computes_the_hash_of_a_file_it_only_found(home):
-    """locate goes by size and structure; the command, asked by a person, looks closer."""
-    data = bytearray((home / "g").read_bytes())
-    data[-1] ^= 1
-    put(home / ".cache/seegpt/gpt2/model.safetensors", data)
-    locate("gpt2")
-    assert "sha256" in complaint(main, Config(["gpt2"]))
+    assert len(out) == 2 and out[0].startswith(f"gpt2: {home}")
+    assert out[0].endswith("checked: size, structure, sha256")
 
 
 def test_the_command_says_where_no_hash_is_known(unknown, capsys):
@@ -839,12 +718,19 @@ def test_the_command_says_where_no_hash_is_known(unknown, capsys):
     assert "checked: structure (no sha256 is known)" in capsys.readouterr().out
 
 
+def test_the_command_computes_the_hash_of_a_file_it_only_found(home):
+    """locate goes by size and structure; the command, asked by a person, looks closer."""
+    put(home / ".cache/seegpt/gpt2/model.safetensors", SAFE[:-1] + b"!")
+    locate("gpt2")
+    assert "sha256" in complaint(main, Config(["gpt2"]))
+
+
 def test_the_command_prints_what_is_in_a_file(tmp_path, capsys):
     write(tmp_path / "x", {"wte.weight": torch.ones(3, 2).half(), "n": torch.tensor(1)}, {"k": "v"})
     main(Config([str(tmp_path / "x")]))
     out = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["wte.weight", "3", "x", "2", "float16"] in out and ["n", "scalar", "int64"] in out
-    assert ["metadata:", "k", "=", "v"] in out and out[-1] == "2 tensors, 7 numbers, 20 bytes".split()
+    assert out[-2:] == ["metadata: k = v".split(), "2 tensors, 7 numbers, 20 bytes".split()]
 
 
 def test_the_command_without_a_name_lists_the_public_files(capsys):

@@ -80,12 +80,14 @@ class Module:
 
 class Unpickler(pickle.Unpickler):
     """Reads data.pkl of a TorchScript archive. Python's own unpickler imports and calls whatever
-    the file names; this one answers with a few functions of its own or refuses. The little program
-    for one tensor says
+    the file names; this one answers with a few functions of its own or refuses.
+
+    The little program for one tensor says
 
         _rebuild_tensor_v2(storage "7" of HalfStorage with 12 numbers, offset 0, size (3, 4), ...)
 
-    and member data/7 of the zip holds those 24 bytes."""
+    and member data/7 of the zip holds those 24 bytes.
+    """
 
     def __init__(self, archive, root):
         super().__init__(io.BytesIO(archive.read(f"{root}data.pkl")))
@@ -128,18 +130,8 @@ def read_script(path):
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            members = archive.namelist()
-            root = next(n for n in members if n.rpartition("/")[2] == "data.pkl")[:-len("data.pkl")]
-            # Archives from before this member existed have little-endian numbers.
-            if f"{root}byteorder" in members and archive.read(f"{root}byteorder") != b"little":
-                raise ValueError("written on a big-endian machine")
-            top = Unpickler(archive, root).load()
-        # Without this check a dictionary would come out as a model without any tensors.
-        if not isinstance(top, Module):
-            raise ValueError(f"a {type(top).__name__} instead of a TorchScript module")
-        tensors = copies(dict(top.tensors()))
+            program = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            module = Unpickler(archive, program.removesuffix("data.pkl")).load()
+        return copies(dict(module.tensors()))
     except Exception as e:  # a damaged pickle can raise almost anything
         raise refused(path, e) from e
-    if not tensors:
-        raise UserError(f"{path}: a TorchScript module without any tensors; fetch another file")
-    return tensors

@@ -10,14 +10,12 @@ import json
 import os
 import re
 import typing
-import zipfile
 import zlib
 from pathlib import Path
 
 from lib.cli import UserError
 from weights.download import digest, download
-from weights.reading import sniff
-from weights.safetensors import header
+from weights.reading import metadata, sniff
 
 
 class Public(typing.NamedTuple):
@@ -93,20 +91,17 @@ def fault(path, public, full=False):
         size = path.stat().st_size
         if public.size not in (None, size):
             return f"it has {size:,} bytes, the published one {public.size:,}"
-        if kind == "safetensors":
-            if sniff(path) != kind:
-                return "it is not a safetensors file"
-            header(path)
-        elif kind == "pt":
-            zipfile.ZipFile(path).close()
+        if kind == "safetensors" and sniff(path) != kind:
+            return "it is not a safetensors file"
+        if kind in ("safetensors", "pt"):
+            metadata(path)  # reads the header of the one, the zip's directory of the other
         elif kind == "gz":
-            with gzip.open(path) as f:
-                f.read()
+            gzip.decompress(path.read_bytes())
         elif kind == "json":
             json.loads(path.read_bytes())
         else:
-            path.read_bytes().decode("utf-8")
-    except (UserError, OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as e:
+            path.read_text("utf-8")
+    except (UserError, OSError, ValueError, EOFError, zlib.error) as e:
         return str(e).removeprefix(f"{path}: ")
     if full and public.sha256 and digest(path, "sha256") != public.sha256:
         return "its sha256 is not that of the published one"
@@ -160,5 +155,5 @@ def locate(name):
     if str(name) in FILES:
         return fetch(str(name))
     near = difflib.get_close_matches(str(name), FILES, n=1, cutoff=0.4)
-    raise UserError(f"{name}: neither a file nor a known name; " + "".join(
-        f"did you mean {n}? " for n in near) + f"known: {', '.join(FILES)}")
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UserError(f"{name}: neither a file nor a known name; {hint}known: {', '.join(FILES)}")

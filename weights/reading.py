@@ -87,12 +87,9 @@ def read_file(path):
 
 def read_index(path):
     """The tensors of a model cut into shards: {"weight_map": {tensor name: file beside the index}}.
-
-    UserError when a shard lacks a tensor that the index promises, or holds one it does not name.
-    """
+    UserError when a shard lacks a tensor that the index promises, or holds one it does not name."""
     try:
-        index = json.loads(path.read_bytes(), object_pairs_hook=no_twins)
-        where = index["weight_map"]
+        where = json.loads(path.read_bytes(), object_pairs_hook=no_twins)["weight_map"]
         shards = sorted(set(where.values()))
         # A shard lies beside its index: "../x", "/x" and "C:x" would reach into other folders.
         strange = [shard for shard in shards if not re.fullmatch(r"\w[\w.+-]*", shard)]
@@ -146,19 +143,41 @@ def metadata(path):
         return header(path)[1] if sniff(path) == "safetensors" else {}
 
 
-def load_into(build, tensors, path):
-    """The frozen-ready model made by build() with exactly these tensors, in float32 and eval mode.
+def read_config(folder, known=None):
+    """A model's config.json as a dictionary, {} where there is none. UserError if it is no such
+    thing, or says something else than the values {key: (...)} in known."""
+    path = Path(folder) / "config.json"
+    if not path.exists():
+        return {}
+    try:
+        config = dict(json.loads(path.read_text("utf-8")))
+    except (ValueError, TypeError) as e:
+        raise UserError(f"{path}: not the config of a model ({e})") from None
+    for key, values in (known or {}).items():
+        if config.get(key, values[0]) not in values:
+            raise UserError(f"{path}: {key} = {config[key]!r} is not known here, only "
+                            f"{' or '.join(map(str, values))}")
+    return config
 
-    UserError if a tensor is missing, unknown or of the wrong shape: nothing is skipped silently.
-    """
+
+def head_count(told, width, path):
+    """The number of heads: as told, or as in all public sizes, where a head is 64 wide."""
+    heads = int(told or width // 64)
+    if heads < 1 or width % heads:
+        raise UserError(f"{path}: width {width} cannot be split into {heads} heads")
+    return heads
+
+
+def load_into(build, tensors, path):
+    """The model made by build() with exactly these tensors, in float32 and eval mode. UserError if
+    one is missing, unknown or of the wrong shape: nothing is skipped silently."""
     with torch.device("meta"):  # shapes only: random weights would be made just to be thrown away
         model = build()
-    ours = {name: tuple(p.shape) for name, p in model.state_dict().items()}
-    theirs = {name: tuple(t.shape) for name, t in tensors.items()}
-    wrong = [f"{n} is missing" for n in ours if n not in theirs]
-    wrong += [f"{n} is unknown" for n in theirs if n not in ours]
-    wrong += [f"{n} is {theirs[n]}, not {ours[n]}" for n in ours
-              if n in theirs and ours[n] != theirs[n]]
+    ours = model.state_dict()
+    wrong = [f"{n} is missing" for n in ours if n not in tensors]
+    wrong += [f"{n} is unknown" for n in tensors if n not in ours]
+    wrong += [f"{n} is {tuple(tensors[n].shape)}, not {tuple(p.shape)}" for n, p in ours.items()
+              if n in tensors and tensors[n].shape != p.shape]
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise UserError(f"{path} does not fit {type(model).__name__}: {'; '.join(wrong[:5])}{more}."

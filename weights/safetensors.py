@@ -1,4 +1,4 @@
-"""The safetensors format, read with every check of the official reader, written whole or not at all.
+"""The safetensors format, read with all checks of the official reader, written whole or not at all.
 
     | N, 8 bytes, little-endian | N bytes of JSON, the header | the numbers of all tensors ... |
 
@@ -105,7 +105,7 @@ def header(path):
 
     A file that passes here is as long as its tensors, so nothing that is read later can surprise.
     """
-    # weights.reading.sniff has seen that length is at most MAX_HEADER: no lie makes us read for long.
+    # sniff in reading.py has seen that length is at most MAX_HEADER: no lie makes us read for long.
     with open(path, "rb") as f:
         length = int.from_bytes(f.read(8), "little")
         raw = f.read(length)

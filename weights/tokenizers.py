@@ -58,9 +58,9 @@ def get_tokenizer(where=None, vocab_size=50257):
     pitfall: encode with encode_ordinary. encode() raises on a text that contains "<|endoftext|>".
     """
     path = Path(where) if where else None
-    if path and not path.is_file():
-        if not path.is_dir():
-            raise UserError(f"{path}: no such file or folder, so no tokenizer there")
+    if path and not path.exists():
+        raise UserError(f"{path}: no such file or folder, so no tokenizer there")
+    if path and path.is_dir():
         path = next((path / name for name in MERGES if (path / name).is_file()), None)
     if path:
         return read_encoding(path)
@@ -113,7 +113,7 @@ def read_encoding(path):
         order = [vocab.get(token, -1) for token in made]
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f"{path}: not a GPT-2 tokenizer file ({type(e).__name__}: {e})") from None
-    # pitfall: with a byte missing, tiktoken panics in Rust, which `except Exception` does not catch.
+    # pitfall: without it tiktoken panics in Rust, which `except Exception` does not catch.
     if not all(bytes([b]) in ranks for b in range(256)):
         raise UserError(f"{path}: not a byte-level vocabulary: some of the 256 bytes have no token")
     if EOT not in special:
@@ -124,7 +124,8 @@ def read_encoding(path):
         raise UserError(f"{path}: token ids must be 0, 1, 2, ... without a gap other than {EOT}")
     # tiktoken merges in the order of ids; that is right only if the merges were numbered in order.
     if order != sorted(order) or -1 in order:
-        raise UserError(f"{path}: its merges are not numbered in the order in which they were learnt")
+        raise UserError(f"{path}: its merges are not numbered in the order in which they were "
+                        "learnt")
     return tiktoken.Encoding("gpt2", pat_str=SPLIT, mergeable_ranks=ranks, special_tokens=special)
 
 
@@ -196,3 +197,16 @@ def pretokenize(text):
         if text[i] != " ":
             yield text[i:end]
         i = end
+
+
+def join_words(encoding, ids):
+    """The tokens of each word of a text: [(word, [places in ids])]. White space begins a word."""
+    groups = []
+    for i, token in enumerate(ids):
+        piece = encoding.decode_single_token_bytes(token)  # bytes: two tokens may share a letter
+        if not groups or piece[:1].isspace():
+            groups.append((piece, [i]))
+        else:
+            groups[-1] = (groups[-1][0] + piece, groups[-1][1] + [i])
+    words = [(piece.decode("utf-8", "replace").strip(), places) for piece, places in groups]
+    return [(word, places) for word, places in words if word]
