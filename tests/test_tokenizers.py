@@ -14,8 +14,7 @@ import torch
 
 from layouts import GOLDEN
 from lib.cli import UserError
-from weights.tokenizers import (EOT, SOT, byte_symbols, get_clip_tokenizer, get_tokenizer,
-                                pretokenize)
+from weights.tokenizers import EOT, byte_symbols, get_clip_tokenizer, get_tokenizer, pretokenize
 
 GPT2, CLIP = GOLDEN / "gpt2", GOLDEN / "clip"
 VOCAB = json.loads((GPT2 / "vocab.json").read_text("utf-8"))
@@ -32,6 +31,10 @@ def test_the_symbols_of_bytes_are_in_the_order_of_their_ids():
 
 # ---------------------------------------------------------------------------- GPT-2
 
+def without(token):
+    return {t: i for t, i in VOCAB.items() if t != token}
+
+
 def put(folder, files):
     """Writes files {name: text, or what becomes JSON} into a folder."""
     for name, content in files.items():
@@ -45,17 +48,13 @@ def tokenizer_json(merges, vocab=VOCAB):
                                "model": {"type": "BPE", "vocab": vocab, "merges": merges}}}
 
 
-def without_eot(vocab):
-    return {token: i for token, i in vocab.items() if token != EOT}
-
-
 LAYOUTS = {
     "vocab.json": {"vocab.json": VOCAB},
     "vocab.json and merges.txt": {"vocab.json": VOCAB, "merges.txt": MERGES},
     "encoder.json and vocab.bpe": {"encoder.json": VOCAB, "vocab.bpe": MERGES},
     "tokenizer.json": tokenizer_json(PAIRS),
     "tokenizer.json of old": tokenizer_json([" ".join(pair) for pair in PAIRS]),
-    "tokenizer.json, EOT apart": tokenizer_json(PAIRS, without_eot(VOCAB)),
+    "tokenizer.json, EOT apart": tokenizer_json(PAIRS, without(EOT)),
 }
 
 
@@ -72,7 +71,7 @@ def test_ids_are_those_of_hugging_face_from_every_layout(files, tmp_path):
     assert file.encode_ordinary(" theme") == tokenizer.encode_ordinary(" theme")
 
 
-FIRST = {EOT: 0} | {token: i + 1 for token, i in without_eot(VOCAB).items()}
+FIRST = {EOT: 0} | {token: i + 1 for token, i in without(EOT).items()}
 
 
 @pytest.mark.parametrize("files, eot", [
@@ -99,36 +98,20 @@ def test_a_vocabulary_may_hold_the_word_model(tmp_path):
     assert get_tokenizer(tmp_path).encode_ordinary("models") == [259, vocab.index("s")]
 
 
-def test_the_end_of_text_can_be_said_without_being_meant():
-    """encode raises on it, so that no user's text is an end by accident; encode_ordinary spells it
-    out as the marks and letters it is made of."""
-    tokenizer = get_tokenizer(GPT2)
-    with pytest.raises(ValueError):
-        tokenizer.encode(f"a{EOT}b")
-    ids = tokenizer.encode_ordinary(f"a{EOT}b")
-    assert tokenizer.eot_token not in ids and tokenizer.decode(ids) == f"a{EOT}b"
-
-
-def swapped(a, b):
-    return VOCAB | {a: VOCAB[b], b: VOCAB[a]}
-
-
 @pytest.mark.parametrize("files, complaint", [
-    ({"vocab.json": {t: i for t, i in VOCAB.items() if t != "A"}}, "some of the 256 bytes"),
-    ({"vocab.json": {t: i for t, i in VOCAB.items() if t != "Ġthe"}}, "without a gap"),
-    ({"vocab.json": VOCAB | {"Ġthe": 9999}}, "without a gap"),
+    ({"vocab.json": without("A")}, "some of the 256 bytes"),
+    ({"vocab.json": without("Ġthe")}, "without a gap"),
     ({"vocab.json": VOCAB | {"Ġthe": VOCAB["he"]}}, "without a gap"),
-    ({"vocab.json": VOCAB | {EOT: VOCAB["he"]}}, "without a gap"),
     ({"vocab.json": VOCAB | {EOT: -1}}, "without a gap"),
     ({"vocab.json": VOCAB | {"<pad>": VOCAB[EOT]}, "merges.txt": MERGES}, "without a gap"),
     ({"vocab.json": VOCAB | {"Ġthe": "many"}}, "not a GPT-2 tokenizer file"),
     ({"vocab.json": VOCAB | {"日": len(VOCAB)}}, "not a GPT-2 tokenizer file"),
-    ({"vocab.json": without_eot(VOCAB)}, "no token <|endoftext|>"),
-    ({"vocab.json": swapped("Ġthe", "Ġred"), "merges.txt": MERGES}, "order in which they were"),
+    ({"vocab.json": without(EOT)}, "no token <|endoftext|>"),
+    ({"vocab.json": VOCAB | {"he": VOCAB["Ġthe"], "Ġthe": VOCAB["he"]}, "merges.txt": MERGES},
+     "order in which they were learnt"),
     ({"vocab.json": VOCAB, "merges.txt": MERGES + "q q\n"}, "order in which they were learnt"),
     ({"vocab.json": VOCAB, "merges.txt": MERGES + "one two three\n"}, "not a GPT-2 tokenizer file"),
     ({"vocab.json": "Entry not found"}, "not a GPT-2 tokenizer file"),
-    ({"vocab.json": [1, 2]}, "not a GPT-2 tokenizer file"),
     ({"tokenizer.json": {"model": {"type": "WordPiece", "vocab": {"a": 0}}}}, "not a GPT-2 token"),
 ])
 def test_a_broken_vocabulary_is_refused(files, complaint, tmp_path):
@@ -159,13 +142,6 @@ def test_without_network_and_files_one_line_says_what_to_put_where(ask, file, ca
     assert "\n" not in str(e.value)
 
 
-def test_another_file_in_the_place_of_gpt2s_vocabulary_is_refused(cache):
-    (cache / "gpt2").mkdir(parents=True)
-    put(cache / "gpt2", {"vocab.json": VOCAB})
-    with pytest.raises(UserError, match="not gpt2/vocab.json.*the published one 1,042,301"):
-        get_tokenizer()
-
-
 def test_only_a_model_of_gpt2s_size_gets_gpt2s_own(tmp_path):
     with pytest.raises(UserError, match="with 61 tokens they do not use GPT-2's own"):
         get_tokenizer(tmp_path, 61)
@@ -180,22 +156,12 @@ def encode():
     return get_clip_tokenizer(CLIP)
 
 
-CLIP_VOCAB = json.loads((CLIP / "vocab.json").read_text("utf-8"))
-
-
 def test_clips_ids_equal_those_of_transformers(encode):
+    """A word's last letter is marked: "red" is one token, which does not occur in "redder"."""
     for text, ids in json.loads((CLIP / "tokens.json").read_text()):
         row = encode([text])[0]
         assert row.shape == (77,) and row.dtype == torch.int64
         assert row.tolist() == ids + [0] * (77 - len(ids)), text
-
-
-def test_a_word_is_marked_at_its_end(encode):
-    """"red" alone is one token with the mark, which does not occur in "redder": there only the last
-    r is marked."""
-    ids = [CLIP_VOCAB[token] for token in (SOT, "red</w>", EOT)]
-    assert encode(["red"])[0, :3].tolist() == ids
-    assert ids[1] not in encode(["redder"])[0].tolist()
 
 
 @pytest.mark.parametrize("text, cut", [
@@ -215,7 +181,7 @@ def test_texts_are_cleaned_and_cut_into_words_as_clip_does(text, cut):
 
 
 def test_a_text_of_75_tokens_fits_and_one_more_does_not(encode):
-    assert encode(["7 " * 75])[0, -1] == CLIP_VOCAB[EOT]
+    assert encode(["7 " * 75])[0, -1] == encode([""])[0, 1]  # EOT
     with pytest.raises(UserError, match="78 tokens is too long for CLIP"):
         encode(["7 " * 76])
     assert encode(["a red", "a"]).shape == (2, 77) and encode(["a red"], context=9).shape == (1, 9)

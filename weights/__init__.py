@@ -1,1 +1,1 @@
-"""Weight files and tokenizers, read by hand and safely, and fetched from where they are published."""
+"""Weight files and tokenizers, read by hand and safely, and fetched from where they are public."""
