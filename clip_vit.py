@@ -23,6 +23,7 @@ Next: model.py
 """
 
 import re
+from collections import OrderedDict
 
 import numpy as np
 import torch
@@ -31,10 +32,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from lib.cli import UserError
-from lib.files import read_config
 from lib.pictures import to_rgb
 from weights.public import locate
-from weights.reading import load_into, metadata, read
+from weights.reading import head_count, load_into, metadata, read, read_config
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images, R G B
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -73,10 +73,8 @@ class ResidualAttentionBlock(nn.Module):
         self.ln_1 = nn.LayerNorm(width)
         self.attn = Attention(width, heads)
         self.ln_2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential()  # only so that the names are mlp.c_fc and mlp.c_proj
-        self.mlp.add_module("c_fc", nn.Linear(width, 4 * width))
-        self.mlp.add_module("gelu", QuickGELU())
-        self.mlp.add_module("c_proj", nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(OrderedDict(  # so that the names are CLIP's
+            c_fc=nn.Linear(width, 4 * width), gelu=QuickGELU(), c_proj=nn.Linear(4 * width, width)))
 
     def forward(self, x, causal=False):
         x = x + self.attn(self.ln_1(x), causal)
@@ -113,13 +111,13 @@ class CLIPViT(nn.Module):
         self.ln_pre = nn.LayerNorm(width)
         self.transformer = Transformer(width, layers, heads)
         self.ln_post = nn.LayerNorm(width)
-        self.proj = nn.Parameter(torch.randn(width, embed_dim) * width ** -0.5) if embed_dim else None
+        self.proj = None
+        if embed_dim:
+            self.proj = nn.Parameter(torch.randn(width, embed_dim) * width ** -0.5)
 
     def forward(self, images):
-        """Preprocessed images (B, 3, H, W) of side image_size -> feats (B, N, D), before ln_post.
-
-        Token 0 is the class token, then the patches row by row. UserError for another size.
-        """
+        """Preprocessed images (B, 3, H, W), H = W = image_size -> feats (B, N, D), before ln_post:
+        the class token, then the patches row by row. UserError for another size."""
         if images.shape[-2:] != (self.image_size, self.image_size):
             raise UserError(f"images of {images.shape[-1]} x {images.shape[-2]} pixels, but this "
                             f"ViT sees {self.image_size} x {self.image_size}: use preprocess")
@@ -136,21 +134,18 @@ class CLIPViT(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name):
-        """Loads "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px", a file or a folder.
-
-        OpenAI's .pt archives and transformers' CLIPModel, CLIPVisionModel(WithProjection) files; all
-        sizes are read off the tensors. The model is float32 and in eval mode. UserError if a tensor
-        is missing, unknown or of the wrong shape.
+        """Loads "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px", a file or a folder: OpenAI's
+        archives and transformers' CLIPModel, CLIPVisionModel(WithProjection); float32, eval mode.
+        UserError if a tensor is missing, unknown or of the wrong shape.
         """
         path = locate(name)
         tensors, heads = read_clip(path)
         ours = {k.removeprefix("visual."): t for k, t in tensors.items() if k.startswith("visual.")}
-        width, layers, heads = tower_sizes(ours, "conv1.weight", 0, heads["vision"], path)
-        patch = ours["conv1.weight"].shape[-1]
-        grid = round((len(ours["positional_embedding"]) - 1) ** 0.5)
+        width, layers, heads = tower_sizes(ours, "conv1.weight", 4, heads["vision"], path)
+        patch, grid = ours["conv1.weight"].shape[-1], (len(ours["positional_embedding"]) - 1) ** 0.5
         embed_dim = ours["proj"].shape[-1] if "proj" in ours else None
-        build = lambda: cls(grid * patch, patch, width, layers, heads, embed_dim)
-        return load_into(build, ours, path)
+        return load_into(lambda: cls(round(grid) * patch, patch, width, layers, heads, embed_dim),
+                         ours, path)
 
 
 class CLIPText(nn.Module):
@@ -168,10 +163,8 @@ class CLIPText(nn.Module):
         nn.init.normal_(self.token_embedding.weight, std=0.02)
 
     def encode_text(self, idx):
-        """Ids (B, T) with T up to the context of 77 -> (B, E), not normalised.
-
-        Rows are SOT, text, EOT, then anything: causal attention keeps it out of the EOT state.
-        """
+        """Ids (B, T) with T up to the context of 77 -> (B, E), not normalised. Rows are SOT, text,
+        EOT, then anything: causal attention keeps it out of the EOT state."""
         x = self.token_embedding(idx) + self.positional_embedding[:idx.shape[1]]
         x = self.ln_final(self.transformer(x, causal=True))
         eot = idx.argmax(-1)  # EOT has the largest id of all
@@ -183,18 +176,18 @@ class CLIPText(nn.Module):
         path = locate(name)
         tensors, heads = read_clip(path)
         ours = {k: t for k, t in tensors.items() if not k.startswith("visual.")}
-        width, layers, heads = tower_sizes(ours, "token_embedding.weight", 1, heads["text"], path)
+        width, layers, heads = tower_sizes(ours, "token_embedding.weight", 2, heads["text"], path)
         context, vocab_size = len(ours["positional_embedding"]), len(ours["token_embedding.weight"])
         embed_dim = ours["text_projection"].shape[-1] if "text_projection" in ours else width
-        build = lambda: cls(context, vocab_size, width, layers, heads, embed_dim)
-        return load_into(build, ours, path)
+        return load_into(lambda: cls(context, vocab_size, width, layers, heads, embed_dim), ours,
+                         path)
 
 
 def preprocess(image, size, crop=True):
     """A PIL image of any mode -> (3, size, size) float32, as CLIP was trained: bicubic, normalised.
 
-    crop: the shorter side becomes `size` and the centre is cut out. crop=False squeezes the whole
-    image into the square: nothing is lost at the borders, but proportions change.
+    The shorter side becomes `size` and the centre is cut out; crop=False squeezes all of the image
+    into the square: nothing is lost at the borders, but proportions change.
     """
     image = to_rgb(image)  # first: Pillow resizes palette images with nearest neighbour
     w, h = image.size
@@ -268,28 +261,24 @@ def read_clip(path):
 
 def head_counts(path):
     """How many heads each tower has: shapes cannot tell. Also refuses what is not OpenAI's CLIP."""
-    notes, config = metadata(path), read_config(path)
-    heads = {tower: notes.get(f"{tower}_heads") for tower in ("vision", "text")}
-    for tower in heads if config else ():
+    config, notes, heads = read_config(path), metadata(path), {}
+    for tower, usual in (("vision", 12), ("text", 8)):
         part = config.get(f"{tower}_config", config)
-        part = part if isinstance(part, dict) else {}
-        # Some versions of transformers do not write what is default.
-        heads[tower] = part.get("num_attention_heads", {"vision": 12, "text": 8}[tower])
         act, eps = part.get("hidden_act", "quick_gelu"), part.get("layer_norm_eps", 1e-5)
         if (act, eps) != ("quick_gelu", 1e-5):
             raise UserError(f"{path}/config.json: only OpenAI's CLIP (quick_gelu, layer_norm_eps "
                             f"1e-5) is known here, not {act}, {eps}")
+        # Some versions of transformers do not write what is usual.
+        heads[tower] = (part.get("num_attention_heads", usual) if config else
+                        notes.get(f"{tower}_heads"))
     return heads
 
 
-def tower_sizes(tensors, first, axis, heads, path):
-    """(width, layers, heads) of a tower whose first tensor has the width at that axis."""
-    for key, dims in ((first, 4 if first == "conv1.weight" else 2), ("positional_embedding", 2)):
-        if key not in tensors or tensors[key].dim() != dims:
-            raise UserError(f"{path}: no {key} with {dims} axes, so this tower is not in the file")
-    width = tensors[first].shape[axis]
+def tower_sizes(tensors, first, axes, heads, path):
+    """(width, layers, heads) of a tower that begins with this tensor of so many axes."""
+    for key, n in ((first, axes), ("positional_embedding", 2)):
+        if key not in tensors or tensors[key].dim() != n:
+            raise UserError(f"{path}: no {key} with {n} axes, so this tower is not in the file")
+    width = tensors["positional_embedding"].shape[1]
     blocks = [int(k.split(".")[2]) for k in tensors if k.startswith("transformer.resblocks.")]
-    heads = int(heads or width // 64)  # in all public sizes a head is 64 wide
-    if heads < 1 or width % heads:
-        raise UserError(f"{path}: width {width} cannot be split into {heads} heads")
-    return width, 1 + max(blocks, default=-1), heads
+    return width, 1 + max(blocks, default=-1), head_count(heads, width, path)

@@ -16,17 +16,13 @@ Radford et al. 2019, "Language Models are Unsupervised Multitask Learners". Refe
 openai/gpt-2 src/model.py and transformers' GPT2LMHeadModel. Parameters keep the names of the
 public files, so that loading is almost the identity.
 
-This is the first of seven files to be read in order. Three words stand in front of comments, here
-and everywhere:
-
-  paper:    where in the paper something stands
-  differs:  from the paper or its released code, and why
-  pitfall:  a mistake that people really make
+This is the first of seven files. Three words stand in front of comments in all of them: "paper:",
+where something stands in the paper; "differs:", from the paper or its code, and why; "pitfall:",
+a mistake that people really make.
 
 differs: no dropout. The pre-trained model is frozen here, and frozen parts should be deterministic.
 
-R rows of text (B in GPT2, where a row is a batch entry), T tokens, C width, L layers, nh heads,
-hs head size (C = nh * hs), V vocabulary
+B or R rows of text, T tokens, C width, L layers, nh heads, hs head size (C = nh * hs), V vocabulary
 
 Next: clip_vit.py
 """
@@ -40,9 +36,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from lib.cli import UserError, opt, parse, run
-from lib.files import read_config
 from weights.public import locate
-from weights.reading import load_into, metadata, read
+from weights.reading import head_count, load_into, metadata, read, read_config
 from weights.tokenizers import get_tokenizer
 
 
@@ -60,8 +55,8 @@ class GPT2Config:
 class Cache:
     """Keys and values of the tokens already read, so that each new token is computed alone.
 
-    One entry a layer, each with its own length: a method may put a prompt token into some layers
-    only, or have layers of its own above GPT-2's. Buffers for max_len tokens are made on first use.
+    Every layer has a length of its own: a method may put a prompt token into some layers only, or
+    have layers above GPT-2's. Buffers for max_len tokens are made on first use.
     """
 
     def __init__(self, n_layer, max_len):
@@ -126,7 +121,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear maps with a GELU between them, applied to every position alone."""
+    """Two linear maps with a GELU between them, at every position alone."""
 
     def __init__(self, config):
         super().__init__()
@@ -157,8 +152,8 @@ class Block(nn.Module):
 def sample_token(logits, temperature, top_k=0, top_p=1.0):
     """Next token ids (B,) from logits (B, V). Temperature 0: the likeliest one, no dice.
 
-    top_k: only among so many; 0: all. top_p (Holtzman et al. 2020, nucleus sampling): only among
-    the fewest tokens whose probabilities sum to at least so much. Both: first top_k, then top_p.
+    top_k: only among so many; 0: all. top_p (Holtzman et al. 2020): only among the fewest tokens
+    whose probabilities sum to at least so much. Both: first top_k, then top_p.
     """
     if temperature == 0:
         return logits.argmax(-1)
@@ -193,7 +188,7 @@ class GPT2(nn.Module):
         """Ids (R, T) of the tokens at positions pos, pos + 1, ... -> x (R, T, C)."""
         T = idx.shape[1]
         if pos + T > self.config.n_positions:
-            raise UserError(f"a text of {pos + T} tokens is too long: this GPT-2 has "
+            raise UserError(f"a text of {pos + T} tokens is too long, this GPT-2 has only "
                             f"{self.config.n_positions} positions; use a shorter prompt or fewer "
                             "new tokens")
         return self.wte(idx) + self.wpe(torch.arange(pos, pos + T, device=idx.device))
@@ -219,21 +214,19 @@ class GPT2(nn.Module):
 
     @cached_property
     def tokenizer(self):
-        """The tiktoken encoding that belongs to these weights, looked for when first asked for."""
+        """The tiktoken encoding of these weights, looked for when first asked for."""
         return get_tokenizer(self.folder, self.config.vocab_size)
 
     @property
     def eot(self):
-        """The id that begins and ends a text. pitfall: not always the last, vocabularies are padded."""
+        """The id that begins and ends a text. pitfall: not always the last: some are padded."""
         return self.tokenizer.eot_token
 
     @classmethod
     def from_pretrained(cls, name):
-        """Loads "gpt2", "gpt2-medium", ... (`python -m weights` lists them), a file, or a folder.
-
-        A folder is what transformers' save_pretrained writes. A lone file has its sizes read off
-        its tensors. The model is float32 and in eval mode. UserError if a tensor is missing,
-        unknown or of the wrong shape.
+        """Loads "gpt2", "gpt2-medium", ... (`python -m weights` lists them), a file, or a folder as
+        transformers' save_pretrained writes it; float32, eval mode. UserError if a tensor is
+        missing, unknown or of the wrong shape.
         """
         path = locate(name)
         tensors = rename(read(path), path)
@@ -261,37 +254,25 @@ def rename(theirs, path):
     head = ours.pop("lm_head.weight", None)  # only in files written by torch.save of a whole model
     if head is not None and "wte.weight" in ours and not torch.equal(head, ours["wte.weight"]):
         raise UserError(f"{path}: lm_head.weight differs from wte.weight, but GPT-2 shares the two")
-    if any("crossattention" in key for key in ours):
-        raise UserError(f"{path}: this GPT-2 has cross-attention layers of its own (an image "
-                        "captioner's decoder); load a plain GPT-2 instead")
     return ours
 
 
-# What config.json may say about things that have no shape. The first value is the default.
-CONFIG = {
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-    "layer_norm_epsilon": (1e-5,),
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-}
+# What config.json may say about things that have no shape.
+CONFIG = {"activation_function": ("gelu_new", "gelu_pytorch_tanh"), "layer_norm_epsilon": (1e-5,),
+          "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,)}
 
 
 def infer_config(tensors, path):
     """Sizes from the tensors' shapes; the number of heads from config.json or the metadata."""
-    if any(tensors[k].dim() != 2 if k in tensors else True for k in ("wte.weight", "wpe.weight")):
-        raise UserError(f"{path}: no matrices wte.weight and wpe.weight, so this is not a GPT-2; "
-                        f"it holds {', '.join(sorted(tensors)[:3])}, ...")
+    for key in ("wte.weight", "wpe.weight"):
+        if key not in tensors or tensors[key].dim() != 2:
+            raise UserError(f"{path}: no matrix {key}, so this is not a GPT-2; it holds "
+                            f"{', '.join(sorted(tensors)[:3])}, ...")
     V, C = tensors["wte.weight"].shape
     layers = [int(k.split(".")[1]) for k in tensors if k.startswith("h.")]
-    config = read_config(path)
-    for key, known in CONFIG.items():
-        if config.get(key, known[0]) not in known:
-            raise UserError(f"{path}/config.json: {key} = {config[key]!r} is not what GPT-2 uses")
-    # In all public sizes a head is 64 wide.
-    n_head = int(config.get("n_head") or metadata(path).get("n_head") or C // 64)
-    if n_head < 1 or C % n_head:
-        raise UserError(f"{path}: width {C} cannot be split into {n_head} heads")
-    return GPT2Config(V, len(tensors["wpe.weight"]), 1 + max(layers, default=-1), n_head, C)
+    told = read_config(path, CONFIG).get("n_head") or metadata(path).get("n_head")
+    return GPT2Config(V, len(tensors["wpe.weight"]), 1 + max(layers, default=-1),
+                      head_count(told, C, path), C)
 
 
 @dataclass
@@ -301,16 +282,12 @@ class Config:
     new: int = opt(50, "number of tokens to write")
     temperature: float = opt(0.8, "0: always the likeliest token; 1: as the model says")
     top_k: int = opt(50, "sample among this many tokens; 0: all")
-    top_p: float = opt(1.0, "sample among the likeliest tokens that sum to this probability")
-    seed: int = opt(1337, "of the sampling")
 
 
 def main(config):
     model = GPT2.from_pretrained(config.lm)
-    torch.manual_seed(config.seed)
     ids = model.tokenizer.encode_ordinary(" ".join(config.prompt)) or [model.eot]
-    out = model.generate(torch.tensor([ids]), config.new, config.temperature, config.top_k,
-                         config.top_p)
+    out = model.generate(torch.tensor([ids]), config.new, config.temperature, config.top_k)
     print(model.tokenizer.decode(out[0].tolist()))
 
 

@@ -17,13 +17,11 @@
 
 paper: Luo et al., "I-Tuning: Tuning Frozen Language Models with Image for Lightweight Image
 Captioning", ICASSP 2023, arXiv 2202.06574. The cross-attention is a filter: it selects from the
-image what the text state asks for, and adjusts that state. No token is added to the text.
+image what the text state asks for, and adjusts that state. No token is added to the text. In the
+second half of the file: Vanilla (inside every layer) and VCGPT (a stack on top of all).
 
-The second half of the file has two other ways to let the text ask the image: Vanilla (inside every
-layer) and VCGPT (a stack on top of all).
-
-B images, R = B * k rows of text, T tokens, N image tokens, C GPT-2 width, D ViT width,
-r module width, nh heads, hs head size (r = nh * hs)
+B images, R = B * k rows of text, T tokens, N image tokens, C GPT-2 width, D ViT width, nh heads,
+r = nh * hs width of a module
 
 Next: prompts.py
 """
@@ -43,10 +41,9 @@ from model import Method, select
 class ITuning(Method):
     """The method. ctx is a list of the keys and values of every layer that has a module.
 
-    differs: the authors' code is not public, and the paper gives neither the width nor the place
-    nor the starting values. Width C/2 in every layer is our choice: it gives the paper's 14M / 44M
-    / 95M trained parameters. So are the place beside the MLP, its input (GPT-2's own ln_2, no new
-    norm), the zero start of W_o, and the image tokens: before CLIP's last norm, on one scale.
+    differs: the authors' code is not public; the paper gives neither width nor place nor starting
+    values. Width C/2 in every layer gives its 14M / 44M / 95M trained parameters. Also ours: beside
+    the MLP, behind GPT-2's own ln_2, W_o starts at zero, image tokens before CLIP's last norm.
     """
 
     @dataclass
@@ -94,8 +91,7 @@ class CrossAttention(nn.Module):
         self.o = nn.Linear(width, C)
         for m in (self.q, self.k, self.v):  # torch's own start for the weights, and no bias
             nn.init.zeros_(m.bias)
-        # The step-0 model is exactly GPT-2.
-        # pitfall: with W_v zero as well, no weight would ever get a gradient.
+        # The step-0 model is exactly GPT-2. pitfall: with W_v zero, too, nothing would ever learn.
         nn.init.zeros_(self.o.weight)
         nn.init.zeros_(self.o.bias)
 
@@ -109,8 +105,7 @@ class CrossAttention(nn.Module):
     def forward(self, h, kv, record=None, l=0):
         """record: a list that receives (l, attention weights (R, nh, T, N)), or None."""
         (R, T, _), (k, v) = h.shape, kv
-        # The rows of an image stand one after another, so they become one long row of queries:
-        # nothing of the image is copied.
+        # The rows of an image become one long row of queries: nothing of the image is copied.
         q = self.split_heads(self.q(h).reshape(len(k), R // len(k) * T, -1))  # (B, nh, R/B*T, hs)
         if record is None:
             y = F.scaled_dot_product_attention(q, k, v)
@@ -124,20 +119,18 @@ class CrossAttention(nn.Module):
 def plain_layer_norm(feats):
     """Image tokens (B, N, D) brought to one scale, without parameters: where all methods start.
 
-    Our choice. The states of CLIP's last block are large and lean to a common direction, in which
-    attention learns slowly. Measured with I-Tuning in the shapes world: both objects named right in
-    80 % of the captions after 500 steps, without it in 51 % after 1,000.
+    Ours. The states of CLIP's last block are large and lean to a common direction, in which
+    attention learns slowly: in the shapes world I-Tuning named both objects right in 80 % of the
+    captions after 500 steps, without it in 51 % after 1,000.
     """
     return F.layer_norm(feats, feats.shape[-1:])
 
 
 def pick_heads(heads, lm, width):
-    """So many heads, or with 0 as many as the language model has. UserError if width has no such
-    parts."""
+    """heads, or with 0 as many as the language model has. UserError if width has no such parts."""
     heads = heads or lm.config.n_head
     if width < 1 or heads < 1 or width % heads:
-        raise UserError(f"a width of {width} cannot be split into {heads} heads: change --heads or "
-                        "the width")
+        raise UserError(f"width {width} cannot be split into {heads} heads: change one of the two")
     return heads
 
 
@@ -164,10 +157,9 @@ class CrossAttentionLayer(nn.Module):
 
 
 def init_weights(module, sums):
-    """Starts a part at random, biases at zero, as both methods below have it (the size is ours).
-
-    Matrices get torch's standard deviation, 0.02 for 768 inputs. Those that end in a residual sum
-    are smaller by sqrt(sums), as in GPT-2, so that a stream does not grow with what is added to it.
+    """Starts a part at random, biases at zero, as both methods below have it (the size is ours):
+    torch's standard deviation, 0.02 for 768 inputs, but smaller by sqrt(sums) for matrices that end
+    in a residual sum, as in GPT-2, so that a stream does not grow with what is added to it.
     """
     for name, p in module.named_parameters():
         if p.dim() == 2:
@@ -185,8 +177,8 @@ class Vanilla(Method):
                           (k)(v)  feats (B,N,D)
 
     paper: the baseline of VC-GPT, arXiv 2201.12723; the gate: Flamingo, arXiv 2204.14198, section
-    2.2. Without the gate GPT-2 reads random additions at step 0, and what it knows is disturbed
-    until they are learnt. ctx is a list of the keys and values of every layer.
+    2.2. Without it GPT-2 reads random additions at step 0, until they are learnt. ctx is a list of
+    the keys and values of every layer.
     """
 
     @dataclass
@@ -236,11 +228,10 @@ class VCGPT(Method):
     W_G h_G + W_fuse h_fuse. W_G is GPT-2's embedding; W_fuse starts at random, not tied to it.
     pitfall: the logits are added, before one softmax. Two probabilities are not averaged.
 
-    differs: code and sizes are not public. n_fusion, heads, norms, residual sums, image tokens of
-    one scale, and CLIP's own block (with its activation) in the visual stream are our choice, and
-    so is h_G after ln_f for both uses. Sources disagree on whether GPT-2 and CLIP were tuned: both
-    can be run, with --train_lm and --train_vision and without. ctx: as in Vanilla, of the visual
-    stream.
+    differs: code and sizes are not public. n_fusion, heads, norms, residual sums, tokens of one
+    scale, and CLIP's own block in the visual stream are our choice, and so is h_G after ln_f for
+    both uses. Sources disagree on whether GPT-2 and CLIP were tuned: --train_lm and --train_vision
+    do. ctx: as in Vanilla, of the visual stream.
     """
 
     @dataclass

@@ -23,9 +23,6 @@ language model, V vocabulary, A answers to choose from
 Next: ituning.py
 """
 
-import difflib
-import importlib
-import importlib.util
 import json
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -35,15 +32,16 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from clip_vit import Attention, CLIPViT
+from clip_vit import CLIPViT
 from data.batches import count_targets, pad
 from data.tasks import condition
 from gpt2 import GPT2, Cache, sample_token
 from lib.cli import UserError
 from lib.decoding import Beams, Draws
-from lib.devices import to_device
+from lib.devices import cast_matrices, to_device
 from lib.files import repo_path
-from lib.runs import checkpoint_file, read_run_info
+from lib.runs import checkpoint_file, read_run_info, restore
+from lib.settings import find_method
 from weights.reading import fingerprint, read
 from weights.safetensors import write
 
@@ -81,8 +79,9 @@ class Method(nn.Module):
     n_prompt = 0  # tokens that block puts in front of the text, at most: the cache leaves room
 
     @classmethod
-    def fit_dataset(cls, config, facts):
-        """Before training: fills in settings that the data decides, or refuses them (UserError)."""
+    def fit_dataset(cls, config, facts, settings):
+        """Before training: fills in what the data decides, or refuses it (UserError). facts: those
+        of data.batches.load_entries; settings: train.Config."""
 
     @classmethod
     def search(cls, config, run):
@@ -123,32 +122,6 @@ class Method(nn.Module):
         return logits.sigmoid() if self.soft_answers else logits.softmax(-1)
 
 
-# The built-in methods: module and class.
-METHODS = {
-    "ituning": ("ituning", "ITuning"),
-    "vanilla": ("ituning", "Vanilla"),
-    "vcgpt": ("ituning", "VCGPT"),
-    "prefix": ("prompts", "Prefix"),
-    "dvp": ("prompts", "DVP"),
-}
-
-
-def find_method(name):
-    """The class of a method. A name not in the table is a module of your own: `--method mymethod`
-    takes mymethod.Method from mymethod.py, found where Python looks for modules, first here."""
-    if name not in METHODS and importlib.util.find_spec(name) is None:
-        near = difflib.get_close_matches(name, METHODS, n=1)
-        near = f"; did you mean {near[0]}?" if near else "."
-        raise UserError(f"there is no method {name}{near} Known: {', '.join(METHODS)}, or a class "
-                        f"Method in your own {name}.py")
-    module, cls = METHODS.get(name, (name, "Method"))
-    module = importlib.import_module(module)
-    if not hasattr(module, cls) or hasattr(module, "Config"):
-        raise UserError(f"{name}.py needs a class {cls}, with its Config inside: see Method in "
-                        "model.py")
-    return getattr(module, cls)
-
-
 class SeeGPT(nn.Module):
     """A frozen language model, a frozen CLIP ViT and a trained method between them.
 
@@ -179,16 +152,8 @@ class SeeGPT(nn.Module):
         return {n: p for n, p in self.named_parameters() if p.requires_grad}
 
     def cast_frozen(self, dtype):
-        """Holds the matrices of the frozen layers in dtype; returns self.
-
-        For torch.autocast with that dtype, which otherwise rounds the same matrices on every pass:
-        half the memory, the same results bit for bit. Embeddings and norms, which autocast leaves
-        alone, stay float32, and so does everything that is trained.
-        """
-        for module in (module for model in self.frozen for module in model.modules()):
-            if isinstance(module, (nn.Linear, nn.Conv2d, Attention)):
-                for p in module.parameters(recurse=False):
-                    p.data = p.data.to(dtype)
+        """Holds the frozen matrices in dtype, for autocast (lib/devices.py); returns self."""
+        cast_matrices(self.frozen, dtype)
         return self
 
     def image_features(self, images):
@@ -338,15 +303,7 @@ class SeeGPT(nn.Module):
 
     def restore(self, tensors, path):
         """Puts a checkpoint's tensors into the trained parameters; names and shapes must agree."""
-        ours = self.trained()
-        if wrong := [n for n in sorted({*ours, *tensors}) if n not in ours or n not in tensors
-                     or ours[n].shape != tensors[n].shape]:
-            raise UserError(f"{path} does not fit this model: {', '.join(wrong[:5])} (missing, "
-                            "unknown or of another shape); were the method's code or settings "
-                            "changed?")
-        with torch.no_grad():
-            for n, p in ours.items():
-                p.copy_(tensors[n])
+        restore(self.trained(), tensors, path)
 
 
 # ---------------------------------------------------------------------------- training

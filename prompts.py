@@ -1,5 +1,5 @@
-"""Tokens that no tokenizer knows, put in front of the text: ClipCap's prefix, and DVP with the
-search for its layer. And CPT, which prompts with paint. Each part can be read without the others.
+"""Tokens that no tokenizer knows, in front of the text: ClipCap's prefix, and DVP with the search
+for its layer. And CPT, which prompts with paint. Each part can be read without the others.
 
 B images, R = B * k rows of text, T tokens, P prefix tokens, N image tokens, C GPT-2 width, D ViT
 width, V vocabulary, L layers, K the layer of the prompt, A answers
@@ -7,7 +7,6 @@ width, V vocabulary, L layers, K the layer of the prompt, A answers
 Next: train.py
 """
 
-import itertools
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
@@ -17,53 +16,29 @@ import torch.nn as nn
 import torch.nn.functional as F
 from PIL import Image
 
-from clip_vit import Transformer, preprocess
+from clip_vit import Transformer
 from data.batches import Batch, answer_accuracy, count_targets
-from ituning import CrossAttention, plain_layer_norm
+from ituning import CrossAttention, pick_heads, plain_layer_norm
 from lib import pictures
 from lib.cli import UserError, opt, time_left
 from lib.devices import to_device
 from lib.files import write_json
 from lib.optim import make_optimizer
-from lib.runs import Stop, load_batches, put_back, save_resume
+from lib.runs import loop, put_back, save_resume
 from model import Method, TextState, select, training_step
 
 # ---------------------------------------------------------------------------- the prefix: ClipCap
 
-class TransformerMapper(nn.Module):
-    """feats (B, N, D) -> prefix (B, P, C): learnt constants ask the image in a small transformer.
-
-    The class token becomes P tokens, P constants are put behind them, and what has become of the
-    constants is the prefix. tokens "all" (ours): every image token, mapped by one matrix.
-    """
-
-    def __init__(self, D, C, P, layers, heads, tokens):
-        super().__init__()
-        self.P, self.tokens = P, tokens
-        self.linear = nn.Linear(D, C * P if tokens == "class" else C)
-        self.const = nn.Parameter(torch.randn(P, C))
-        self.transformer = Transformer(C, layers, heads)
-        for block in self.transformer.resblocks:  # half as wide as CLIP's, with ReLU, as theirs
-            block.mlp = nn.Sequential(nn.Linear(C, 2 * C), nn.ReLU(), nn.Linear(2 * C, C))
-
-    def forward(self, feats):
-        if self.tokens == "class":
-            feats = feats[:, :1]
-        x = self.linear(feats).reshape(len(feats), -1, self.const.shape[1])  # (B, P or N, C)
-        x = torch.cat([x, self.const.expand(len(x), -1, -1)], 1)
-        return self.transformer(x)[:, -self.P:]
-
-
 class Prefix(Method):
     """ClipCap: an image becomes P tokens in front of the text. ctx is the prefix (B, P, C).
 
-    paper: Mokady et al., "ClipCap: CLIP Prefix for Image Captioning", arXiv 2111.09734. All of the
-    image goes through P vectors, once, before the first word. GPT-2 stays frozen or is tuned
-    (--train_lm). pitfall: frozen does not mean free, the gradient comes down through all of GPT-2.
+    paper: Mokady et al., "ClipCap: CLIP Prefix for Image Captioning", arXiv 2111.09734. Mapped by
+    two matrices with a tanh, or a small transformer: the class token becomes P tokens, P learnt
+    constants stand behind them, and what becomes of these is the prefix. pitfall: frozen does not
+    mean free, the gradient comes down through all layers of GPT-2.
 
-    differs: ClipCap maps CLIP's final embedding, here the class token before the last norm and
-    projection: that is what all methods here get to see. Its prefix takes GPT-2's first P
-    positions; here positions count text tokens only, and a prefix token has its own vector alone.
+    differs: ClipCap maps CLIP's final embedding; all methods here get the tokens before the last
+    norm. Its prefix takes GPT-2's first P positions; here only text tokens have positions.
     """
 
     @dataclass
@@ -71,32 +46,36 @@ class Prefix(Method):
         mapper: str = opt("transformer", "image to prefix (ClipCap: mlp if GPT-2 is tuned)",
                           choices=("transformer", "mlp"))
         prefix_length: int = opt(10, "prefix tokens (ClipCap 10)")
-        tokens: str = opt("class", "what the transformer reads: class token (ClipCap) or all (ours)",
+        tokens: str = opt("class", "the transformer reads the class token (ClipCap) or all (ours)",
                           choices=("class", "all"))
         mapper_layers: int = opt(8, "of the transformer (ClipCap 8)")
         heads: int = opt(8, "of the transformer (ClipCap 8)")
 
     def __init__(self, config, lm, vit):
         super().__init__()
-        D, C, P, heads = vit.width, lm.config.n_embd, config.prefix_length, config.heads
-        if P < 1:
-            raise UserError(f"--prefix_length {P}: must be 1 or more")
-        if heads < 1 or C % heads:
-            raise UserError(f"--heads {heads}: GPT-2's width {C} is not a multiple of it")
-        if config.mapper == "mlp" and config.tokens == "all":
-            raise UserError("--mapper mlp reads the class token alone; --tokens all needs --mapper "
-                            "transformer")
+        self.config, D, C, P = config, vit.width, lm.config.n_embd, config.prefix_length
+        if P < 1 or config.mapper == "mlp" and config.tokens == "all":
+            raise UserError(f"--prefix_length {P}: must be 1 or more; --tokens all needs --mapper "
+                            "transformer, mlp reads the class token alone")
         self.n_prompt = P
-        if config.mapper == "mlp":
-            self.mapper = nn.Sequential(nn.Linear(D, P * C // 2), nn.Tanh(),
-                                        nn.Linear(P * C // 2, P * C), nn.Unflatten(-1, (P, C)))
-        else:
-            self.mapper = TransformerMapper(D, C, P, config.mapper_layers, heads, config.tokens)
-        self.whole = config.mapper != "mlp"  # the two matrices get the class token alone
+        if config.mapper == "mlp":  # its parameters grow with P * P
+            self.mlp = nn.Sequential(nn.Linear(D, P * C // 2), nn.Tanh(),
+                                     nn.Linear(P * C // 2, P * C), nn.Unflatten(-1, (P, C)))
+            return
+        self.linear = nn.Linear(D, C * P if config.tokens == "class" else C)
+        self.const = nn.Parameter(torch.randn(P, C))
+        self.transformer = Transformer(C, config.mapper_layers, pick_heads(config.heads, lm, C))
+        for block in self.transformer.resblocks:  # half as wide as CLIP's, with ReLU, as theirs
+            block.mlp = nn.Sequential(nn.Linear(C, 2 * C), nn.ReLU(), nn.Linear(2 * C, C))
 
     def encode_image(self, feats):
         feats = plain_layer_norm(feats)
-        return self.mapper(feats if self.whole else feats[:, 0])
+        if self.config.mapper == "mlp":
+            return self.mlp(feats[:, 0])
+        feats = feats[:, :1] if self.config.tokens == "class" else feats
+        x = self.linear(feats).reshape(len(feats), -1, self.const.shape[1])  # (B, P or N, C)
+        x = torch.cat([x, self.const.expand(len(x), -1, -1)], 1)
+        return self.transformer(x)[:, -self.n_prompt:]
 
     def block(self, l, layer, x, ctx, state):
         if l == 0 and state.pos == 0:  # later, the cache remembers the prefix
@@ -124,7 +103,7 @@ class Adapter(nn.Module):
 
 
 class AdaptedLayer(nn.Module):
-    """What is trained of a GPT-2 layer: copies of its norms, an adapter behind attention and MLP."""
+    """What is trained of a GPT-2 layer: copies of its norms, an adapter behind each half."""
 
     def __init__(self, layer, C, width):
         super().__init__()
@@ -137,8 +116,8 @@ class AdaptedLayer(nn.Module):
 
 
 class DVP(Method):
-    """Dynamic Visual Prompting: the text asks the image, and the answer is one token, in front of
-    the text from layer K on. ctx: keys and values of the image tokens; with visual "all" the tokens.
+    """Dynamic Visual Prompting: the text asks the image, and the answer is one token in front of
+    the text from layer K on. ctx: keys and values of the image tokens (visual "all": the tokens).
 
         img (B,3,H,W)            idx (R,T)
              |                       |
@@ -159,26 +138,22 @@ class DVP(Method):
     paper: Huang et al., "Dynamic Visual Prompting", arXiv 2306.00409; code: hsb1357173526/
     Dynamic_Visual_Prompting, for BERT, T5 and LLaMA. K is found by a search, KAB-APP (below).
 
-    Positions count text tokens only, so the prompt has none and moves no word. pitfall: from layer
-    K on every word sees p, and p has read the whole question: no word of the question may be a
-    target. Captions have no question: there the query is the token that begins every text, and DVP
-    is attention pooling. With K = 0 the query has read nothing in any case.
+    Only text tokens have positions, so the prompt moves no word. pitfall: from layer K on every
+    word sees p, which has read the whole question: no word of it may be a target. Captions have no
+    question: there the query is the token that begins every text.
 
-    differs: GPT-2 is none of their models; sizes follow their BERT, the causal order their LLaMA.
-    The query is the last token of the question, the only one that has read all of it. Left out are
-    dropout (0.1 there), BERT's type embedding and the tenfold learning rate of the classifier.
+    differs: sizes follow their BERT, the causal order their LLaMA. The query is the question's last
+    token, which alone has read all of it. No dropout, no type embedding of BERT, one learning rate.
     """
 
     needs_image = False
 
     @dataclass
     class Config:
-        insert_layer: int = opt(0, "layer K, which the prompt is put in front of; -1: a cross-"
-                                   "attention for every layer, of which the search uses one")
-        visual: str = opt("one", "image tokens in front: one (DVP), all (the costly baseline), none",
+        insert_layer: int = opt(0, "layer K, which the prompt is put in front of")
+        visual: str = opt("one", "image tokens in front: one (DVP), all (costly baseline) or none",
                           choices=("one", "all", "none"))
-        adapter: int = opt(8, "GPT-2's width / an adapter's (DVP 8); 0: no adapters or norms, as "
-                              "DVP's full tuning has it together with --train_lm")
+        adapter: int = opt(8, "GPT-2's width / an adapter's (DVP 8); 0: no adapters, no norms")
         readout: str = opt("lm", "write the answer, or choose it (head: DVP's way)",
                            choices=("lm", "head"))
         soft: bool = opt(False, "several answers may be right, a yes or no for each (VQA2.0)")
@@ -190,12 +165,9 @@ class DVP(Method):
         C, L, self.K = lm.config.n_embd, lm.config.n_layer, config.insert_layer
         # As wide as GPT-2 base; for wider models 512 in 16 heads, as they have it for LLaMA.
         width, heads = (C, lm.config.n_head) if C <= 768 else (512, 16)
-        heads = config.heads or heads
+        heads = pick_heads(config.heads or heads, lm, width)
         if not -1 <= self.K < L:
             raise UserError(f"--insert_layer {self.K}: this GPT-2 has layers 0 to {L - 1}")
-        if heads < 1 or width % heads:
-            raise UserError(f"--heads {heads}: the cross-attention's width {width} is not a "
-                            "multiple of it")
         if not 0 <= config.adapter <= C:
             raise UserError(f"--adapter {config.adapter}: from 0 (none) to GPT-2's width, {C}")
         if config.readout == "head" and len(config.answers) < 2:
@@ -225,15 +197,17 @@ class DVP(Method):
         self.requires_grad_(True)  # the copies of frozen norms, too
 
     @classmethod
-    def fit_dataset(cls, config, facts):
+    def fit_dataset(cls, config, facts, settings):
+        if config.insert_layer < 0:  # -1 is the search's, with a cross-attention for every layer
+            raise UserError(f"--insert_layer {config.insert_layer}: must be 0 or more")
+        if config.readout == "head" and facts["has_choices"]:
+            raise UserError("--readout head cannot choose letters with explanations: the answers "
+                            "to questions with choices are written")
         if config.readout == "head":
-            if facts["has_choices"]:
-                raise UserError("--readout head cannot choose letters with explanations: the "
-                                "answers to questions with choices are written")
             config.answers = config.answers or facts["answers"]()
-        elif config.adapter == 0 and facts["has_blind_items"] and not facts["train_lm"]:
-            raise UserError("--adapter 0 learns nothing from items without an image, and this "
-                            "dataset has some")
+        elif config.adapter == 0 and facts["has_blind_items"] and not settings.train_lm:
+            raise UserError("--adapter 0 learns nothing from items without an image: this dataset "
+                            "has some")
 
     @classmethod
     def search(cls, config, run):
@@ -251,9 +225,8 @@ class DVP(Method):
 
     def last(self, x, state):
         """The states (R, 1, C) of the last condition token in x (R, T, C)."""
-        if state.condition_len is None:
-            return x[:, :1]
-        return x[torch.arange(len(x), device=x.device), state.condition_len - 1][:, None]
+        last = 0 if state.condition_len is None else state.condition_len - 1
+        return x[torch.arange(len(x), device=x.device), last][:, None]
 
     def block(self, l, layer, x, ctx, state):
         if l == self.K and state.pos == 0 and ctx is not None:
@@ -296,14 +269,10 @@ class Bandit:
         return torch.multinomial(self.policy(), self.DRAWS, True, generator=generator)
 
     def update(self, layers, scores):
-        """layers (N,), their scores (N,) in percent."""
+        """layers (N,), their scores (N,) in percent. A layer drawn twice moves twice."""
         pi = self.policy()
         step = self.RATE * (scores - scores.mean()) * (pi * (1 - pi))[layers]
-        self.alpha.index_add_(0, layers, step)  # a layer drawn twice moves twice
-
-    def best(self):
-        """The layers with the highest preference: one, or several that tie."""
-        return (self.alpha == self.alpha.max()).nonzero().flatten().tolist()
+        self.alpha.index_add_(0, layers, step)
 
 
 @torch.no_grad()
@@ -329,20 +298,24 @@ def search_layer(method_config, run):
 
     The supernet has a cross-attention for every layer. Each step trains one of them, drawn
     uniformly, and all else; then the bandit draws some by its policy, and each earns what it scores
-    on a half batch of training images kept apart. run: train.py's Run. Writes search.json and
-    search.png into its folder; search.pt is for --resume.
+    on a half batch of training images kept apart. run: train.Run. In its folder: search.json,
+    search.png, and search.pt for --resume.
     paper: a constant learning rate, no weight is inherited. differs: theirs is a fifth of the final
-    one, ours is --lr; without dropout equal layers score alike, so each drawn one runs once; theirs
+    one, ours --lr; without dropout equal layers score alike, so each drawn one runs once; theirs
     tunes all of BERT in the search, ours the adapters.
     """
-    config, resume, n = run.config, run.resume, len(run.train.entries)
-    steps, kept = round(config.search_epochs * n / config.batch), min(1000, max(config.batch // 2, n // 20))
-    if kept >= n or steps < 1:
-        raise UserError(f"--search with {n:,} images and --batch {config.batch}: too few for a step")
-    mixed = np.random.default_rng((config.seed, 2)).permutation(n)
-    train, mini = run.train.subset(mixed[kept:]), run.train.subset(mixed[:kept], max(1, config.batch // 2))
+    config, resume, n = run.config, run.resume, len(run.entries["train"])
+    steps = round(config.search_epochs * n / config.batch)
+    kept = min(1000, max(config.batch // 2, n // 20))
+    if method_config.visual != "one" or config.init_from or run.processes.size > 1 or kept >= n \
+            or steps < 1:
+        raise UserError("--search finds the layer of one prompt token, anew, in one process and at "
+                        "least one step: --visual one, --search_epochs above 0 and not too small a "
+                        "dataset for --batch, without --init_from and torchrun")
     model = run.build(replace(method_config, insert_layer=-1))
-    backbones = {n: p.detach().clone() for n, p in model.trained().items() if "method." not in n}
+    mixed = np.random.default_rng((config.seed, 2)).permutation(n)
+    data = run.batches("train", model.method)
+    mini = data.subset(mixed[:kept], max(1, config.batch // 2))
     optimizer, scaler = make_optimizer(model.trained(), config, run.device), run.scaler()
     bandit, dice = Bandit(len(model.lm.h)), torch.Generator().manual_seed(config.seed)
     first, history = 0, {}  # {step: policy}
@@ -351,62 +324,53 @@ def search_layer(method_config, run):
         put_back(resume, model, optimizer, scaler, run.out / "search.pt")
         dice.set_state(resume["dice"])
     print(f"search for the layer: {steps:,} steps, rewarded on {kept:,} of the training images")
+    save = lambda step, stopping: save_resume(
+        run.out / "search.pt", step, model, optimizer, scaler, run, alpha=bandit.alpha,
+        history=history, dice=dice.get_state())
     left = time_left(first, steps)
-    with Stop() as stop:
-        for step, batch in load_batches(train, first, steps, run.workers, run.device):
-            model.method.K = int(torch.randint(len(bandit.alpha), (), generator=dice))
-            loss, count, _ = training_step(model, batch, optimizer, config.grad_clip, scaler, run.autocast)
-            layers = bandit.sample_layers(dice)
-            bandit.update(layers, score_layers(model, mini[step], layers, run.autocast))
-            step, stopping = step + 1, stop.asked
-            if step % max(1, steps // 200) == 0 or step == steps:
-                history[step] = bandit.policy().tolist()
-            if step % config.log_every == 0 or step == steps:
-                print(f"search {step}/{steps}  loss {loss / count:.4f}  policy "
-                      + " ".join(f"{p:.3f}" for p in bandit.policy()) + f"  {left(step)} left")
-            if step % config.eval_every == 0 or step == steps or stopping:
-                save_resume(run.out / "search.pt", step, model, optimizer, config, method_config,
-                            scaler=scaler.state_dict(), alpha=bandit.alpha, history=history,
-                            dice=dice.get_state())
-            if stopping:
-                run.stopped(step)
-    model.restore({**model.trained(), **backbones}, "search")  # the retraining begins anew
-    best = bandit.best()
-    write_json(run.out / "search.json", {"layer": best[0], "ties": best, "steps": steps,
-                                         "policy": bandit.policy().tolist(), "history": history})
+    for step, batch in loop(run, data.subset(mixed[kept:]), first, steps, save):
+        model.method.K = int(torch.randint(len(bandit.alpha), (), generator=dice))
+        loss, count, _ = training_step(model, batch, optimizer, config.grad_clip, scaler,
+                                       run.autocast)
+        layers = bandit.sample_layers(dice)
+        bandit.update(layers, score_layers(model, mini.read(step), layers, run.autocast))
+        step += 1
+        if step % config.log_every == 0 or step == steps:
+            history[step] = bandit.policy().tolist()
+            print(f"search {step}/{steps}  loss {loss / count:.4f}  policy "
+                  + " ".join(f"{p:.3f}" for p in history[step]) + f"  {left(step)} left")
+    layer = int(bandit.alpha.argmax())  # the lowest of several that tie
+    write_json(run.out / "search.json", {"layer": layer, "policy": bandit.policy().tolist(),
+                                         "steps": steps, "history": history})
     pictures.plot_policy(history, run.out / "search.png", run.out / "search.json")
-    print(f"search: layer {best[0]}{f'; it ties with {best[1:]}' if best[1:] else ''}")
-    return best[0]
+    print(f"search: layer {layer} (search.png)")
+    return layer
 
 
 # ---------------------------------------------------------------------------- CPT
 
 # paper: Yao et al., "CPT: Colorful Prompt Tuning for Pre-trained Vision-Language Models", arXiv
-# 2109.11797; colours and transparency as in their code, thunlp/CPT. A region is painted, a text ends
-# where its colour is named, and a trained captioner (the host) fills in the word: no new parameter.
+# 2109.11797; colours and transparency as in their code, thunlp/CPT. A region is painted, a text
+# ends where its colour is named, and a trained captioner (the host) fills in the word.
 #
 #   image, region i --> [ paint 127/255 red ] --> [ CLIP-ViT ] --+
 #                                                                v
 #   "the small circle left of the star is in" ----> [ GPT-2 + (method) ] --> log p(" red" | copy i)
 #
-# differs: their model is masked and reads " color." behind the blank; here the blank is the end of
-# the text. They also tell a detector's names of the regions: GPT-2 has no place for those. Scores
-# are log-probabilities where theirs are raw logits.
+# differs: their model is masked and reads on behind the blank; here the blank is the end. They also
+# tell a detector's names of the regions, and score raw logits, not log-probabilities.
 PAINTS = {"red": (240, 0, 30), "blue": (0, 10, 255), "yellow": (255, 255, 25),
           "purple": (155, 50, 210), "green": (0, 255, 0)}
 ALPHA = 127  # of 255
 NONE = "none"  # the word for: not here
-# CPT's "{} is in [MASK] color." and "{} is [MASK]."; the third is ours. Those with the blank before
-# the noun need annotations.
-TEMPLATES = ("{} is in", "{} is", "the color of {} is")
+TEMPLATES = ("{} is in", "{} is", "the color of {} is")  # two of CPT's, cut at the blank; ours
 
 
 def paint(image, region, colour, alpha=ALPHA):
     """A copy of an RGB image with a half-transparent region; the rest stays, bit for bit.
 
     region: a box [x, y, w, h] in pixels or an "L" mask of the image's size. out = (alpha * colour +
-    (255 - alpha) * pixel) / 255. pitfall: paint first and resize then, and keep the whole image: a
-    centre crop would cut off regions at the border.
+    (255 - alpha) * pixel) / 255. pitfall: paint first, resize then, and keep the whole image.
     """
     out = image.convert("RGB")
     if isinstance(region, Image.Image):
@@ -425,16 +389,6 @@ def cloze(phrase, template=TEMPLATES[0]):
 
 
 @torch.no_grad()
-def whole_image_features(model, images, batch=64):
-    """PIL images -> feats (n, N, D): all of a picture is squeezed into the square, no region is cut
-    off. images may be a generator: then only one is held in its full size at a time."""
-    pixels, found = (preprocess(x, model.vit.image_size, crop=False) for x in images), []
-    while part := list(itertools.islice(pixels, batch)):
-        found.append(model.image_features(torch.stack(part).to(model.lm.wte.weight.device)))
-    return torch.cat(found)
-
-
-@torch.no_grad()
 def fill_in(model, images, prompts, words):
     """log p of each word behind each prompt, (n, W); images (n, ...) or feats, one a prompt.
 
@@ -446,19 +400,14 @@ def fill_in(model, images, prompts, words):
     found = feats.new_zeros(len(prompts), len(words))
     for group, idx in model.group_by_length(prompts):
         n, T = idx.shape
-        ctx, every = model.method.encode_image(feats[group]), torch.arange(1, n + 1, device=idx.device)
+        ctx, known = model.method.encode_image(feats[group]), {}
         condition_len = model.condition_lengths(torch.full((n,), T, device=idx.device))
-
-        def next_token(start):  # log-probabilities (n, V) behind prompt and start
-            ids = torch.cat([idx, idx.new_tensor(start, dtype=idx.dtype).expand(n, -1)], 1)
-            state = TextState(condition_len=condition_len, wanted=every * ids.shape[1] - 1)
-            return model.forward_text(ids, ctx, state).log_softmax(-1)
-
-        behind = {(): next_token([])}
-        for w, piece in enumerate(pieces):
-            for depth, token in enumerate(piece):
-                start = tuple(piece[:depth])
-                if start not in behind:
-                    behind[start] = next_token(start)
-                found[group, w] += behind[start][:, token]
+        for w, d in ((w, d) for w, piece in enumerate(pieces) for d in range(len(piece))):
+            start = tuple(pieces[w][:d])
+            if start not in known:  # log-probabilities (n, V) of what comes behind it
+                ids = torch.cat([idx, idx.new_tensor(start, dtype=idx.dtype).expand(n, -1)], 1)
+                last = torch.arange(1, n + 1, device=idx.device) * (T + d) - 1
+                state = TextState(condition_len=condition_len, wanted=last)
+                known[start] = model.forward_text(ids, ctx, state).log_softmax(-1)
+            found[group, w] += known[start][:, pieces[w][d]]
     return found

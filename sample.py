@@ -20,17 +20,16 @@ The text so far decides where to look, so a word's map belongs to the position i
   looks at          map 0        map 1     map 2     map 3
   and writes          a          small      red      circle
 
-differs: Xu et al. 2015 ("Show, Attend and Tell") have one attention; here every head of every layer
-has one, and a map is the mean of all of them. Heads differ, so take it as a summary.
+differs: Xu et al. 2015 ("Show, Attend and Tell") have one attention; here a map is the mean of all
+heads of all layers. Heads differ, so take it as a summary.
 
-Next: nothing. This was the last of the seven; evaluate/ tells how good all this is.
+This was the last of the seven files; evaluate/ tells how good all this is.
 """
 
 import sys
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
 
 from clip_vit import MEAN, STD, preprocess
 from data.boxes import read_boxes, windows
@@ -41,7 +40,8 @@ from lib.devices import autocast, pick_device
 from lib.files import find_images, progress, replacing, write_json
 from lib.runs import newest_run
 from model import SeeGPT
-from prompts import PAINTS, cloze, fill_in, paint, whole_image_features
+from prompts import PAINTS, cloze, fill_in, paint
+from data.features import whole_image_features
 from weights.tokenizers import join_words
 
 SHEET = 20  # pictures on one sheet of --attn, at most
@@ -113,23 +113,13 @@ def attention_maps(model, feats, start, ids):
     return as_grid(att[len(start) - 1:T - 1])
 
 
-def to_picture(x):
-    """A preprocessed image (3, H, W) as the model sees it, in the size of a cell of the sheet."""
-    x = x.cpu() * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
-    image = Image.fromarray((x.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
-    side = image.width
-    if side < 128:  # whole multiples without smoothing: the few pixels there are
-        return image.resize([side * round(192 / side)] * 2, Image.NEAREST)
-    return image if side <= 256 else image.resize((256, 256), Image.LANCZOS)
-
-
 def caption_cells(model, x, feats, prompt, ids):
     """The picture, then a heat map for every word of a caption: [(image, label)]."""
     start = [model.lm.eot, *model.lm.tokenizer.encode_ordinary(prompt)]
-    maps, image = attention_maps(model, feats, start, ids), to_picture(x)
+    maps, image = attention_maps(model, feats, start, ids), pictures.from_pixels(x, MEAN, STD)
     found = [(word, maps[places].mean(0)) for word, places in join_words(model.lm.tokenizer, ids)]
-    # One scale, from 0 up, for all words of a caption: an "a" that hardly looks anywhere stays dim.
-    # With a scale a word, its noise would glow like the sharp spot of "circle".
+    # One scale for all words: an "a" that hardly looks anywhere stays dim. With a scale of its own,
+    # its noise would glow like the sharp spot of "circle".
     most = max([float(m.max()) for _, m in found] + [1e-9])
     return [(image, ""), *((pictures.glow(image, m / most), word) for word, m in found)]
 
@@ -137,15 +127,15 @@ def caption_cells(model, x, feats, prompt, ids):
 def answer_cells(model, x, feats, prompt):
     """The picture, then where DVP's one prompt token looked: all heads, and each."""
     ids = [model.lm.eot, *model.lm.tokenizer.encode_ordinary(prompt)]
-    layers, image = record_attention(model, feats, ids, len(ids)), to_picture(x)
+    layers = record_attention(model, feats, ids, len(ids))
     if not layers:
         raise UserError("--attn: this model has no single prompt that looks at the image, so there "
                         "is nothing to show")
     heads = as_grid(layers[0][:, 0])  # (nh, grid, grid), of the one layer K
-    maps = [("all heads", heads.mean(0))]
-    maps += [(f"head {i}", m) for i, m in enumerate(heads) if len(heads) <= 6]
-    return [(image, ""), *((pictures.glow(image, m / max(float(m.max()), 1e-9)), label)
-                           for label, m in maps)]
+    image, maps = pictures.from_pixels(x, MEAN, STD), {"all heads": heads.mean(0)}
+    maps |= {f"head {i}": m for i, m in enumerate(heads) if len(heads) <= 6}
+    glow = lambda m: pictures.glow(image, m / max(float(m.max()), 1e-9))
+    return [(image, ""), *((glow(m), label) for label, m in maps.items())]
 
 
 # ---------------------------------------------------------------------------- what to say
@@ -155,8 +145,8 @@ def describe(model, files, config):
     task, chooses = model.run_info.get("task", "captions"), bool(model.method.answers)
     prompt = condition({task: config.question}) if config.question else config.prompt
     # A line that renews itself, only where the results go somewhere else.
-    show = (progress("pictures", len(files)) if sys.stderr.isatty() and not sys.stdout.isatty()
-            else lambda done: None)
+    silent = not sys.stderr.isatty() or sys.stdout.isatty()
+    show = progress("pictures", len(files)) if not silent else lambda done: None
     shown = 0
     for i in range(0, len(files), config.batch):
         names, images = pictures.read_images(files[i:i + config.batch])
@@ -217,12 +207,10 @@ def point(model, files, config):
 
 def check(config):
     """UserError for what would otherwise be found out late, after all the captions."""
-    for name in ("beam", "max_new_tokens", "batch", "top"):
-        if getattr(config, name) < 1:
-            raise UserError(f"--{name} {getattr(config, name)}: must be 1 or more")
+    if low := [f"--{n}" for n in ("beam", "max_new_tokens", "batch", "top") if vars(config)[n] < 1]:
+        raise UserError(f"{low[0]}: must be 1 or more")
     if config.temperature < 0 or config.top_k < 0 or not 0 < config.top_p <= 1:
-        raise UserError("--temperature and --top_k must be 0 or more, --top_p above 0 and at "
-                        "most 1")
+        raise UserError("--temperature, --top_k: 0 or more; --top_p: above 0 and at most 1")
     if sum(map(bool, (config.ground, config.question, config.prompt))) > 1:
         raise UserError("--ground, --question or --prompt: one of them")
     if config.boxes and not config.ground:

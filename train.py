@@ -8,12 +8,10 @@
     python train.py --resume                          go on with the newest run, exactly
     torchrun --standalone --nproc_per_node=8 train.py --dataset coco
 
-  recipe ---> Run (device, dtype, folder) ---> items ---> frozen models ---> method ---> loop
-                                                                                          |
-       log.jsonl, best.safetensors, last.safetensors, resume.pt, loss.png  <--------------+
+  recipe ---> Run (device, dtype, folder) ---> data ---> frozen models ---> method ---> loop
+                log.jsonl, best.safetensors, last.safetensors, resume.pt, loss.png <-----+
 
-Settings come in three layers: the defaults below, one recipe, the command line. Ctrl-C saves
-before it stops.
+Settings come in three layers: the defaults below, one recipe, the command line.
 
 Next: sample.py
 """
@@ -27,21 +25,22 @@ import numpy as np
 import torch
 
 from clip_vit import CLIPViT
-from data.batches import Batches, answer_accuracy, check_context, count_targets
+from data.batches import Batches, answer_accuracy, check_context, count_targets, load_entries
 from data.features import cached_features
+from data.recipes import PRESETS, RECIPES
 from data.shapes import prepare
 from data.shapes.exact import report_exact
-from data.tasks import (answer_vocabulary, dataset_name, find_dataset, group_by_image, load_split,
-                        task_of)
+from data.tasks import dataset_name, find_dataset
 from gpt2 import GPT2
 from lib import pictures
 from lib.cli import UserError, clock, opt, run as command, time_left
 from lib.devices import Processes, autocast, peak_memory, pick_dtype, to_device
 from lib.files import repo_path
 from lib.optim import make_optimizer, schedule
-from lib.runs import (Log, Stop, begin_with, load_batches, print_parameters, put_back, save_resume)
-from lib.settings import check, count_steps, differing, read_command
-from model import SeeGPT, find_method, training_step
+from lib.runs import (Log, begin_with, loop, print_parameters, put_back, save_resume,
+                      show_validation)
+from lib.settings import check, count_steps, differing, find_method, read_command
+from model import SeeGPT, training_step
 from weights.reading import fingerprint, read
 
 
@@ -86,43 +85,6 @@ class Config:
     compile: bool = opt(None, "torch.compile; default: on CUDA only")
 
 
-# Recipes: of a dataset, for some of a method on it, and those that --preset names.
-SHAPES = dict(lm="data/shapes/tiny-gpt2", clip="data/shapes/tiny-clip", epochs=7.0, batch=24,
-              rows=3, warmup=50, beta2=0.99, eval_every=500, eval_images=200, cache=True, workers=0)
-CAPTIONS = dict(SHAPES, lr=4e-3, width_ratio=1.0, heads=16, score=1000)
-DVP = dict(method="dvp", lr=5e-4, beta2=0.98, weight_decay=0.01)
-RECIPES = {
-    "shapes": CAPTIONS,
-    "shapes, vanilla": dict(CAPTIONS, lr=2e-3),
-    "shapes, vcgpt": dict(CAPTIONS, lr=1e-3, n_fusion=2, heads=4),
-    "shapes, prefix": dict(CAPTIONS, lr=1e-3, tokens="all", mapper_layers=2, heads=4),
-    "shapes/regions": dict(SHAPES, lr=4e-3, width_ratio=1.0, heads=16, rows=6),
-    "shapes/vqa": dict(SHAPES, method="dvp", readout="head", lr=2e-3, search_epochs=9.0),
-    "shapes/entail": dict(SHAPES, method="dvp", readout="head", lr=2e-3),
-    # DVP's recipe, at most 256 questions a step; a pass is over images, `rows` questions on each.
-    "vqa2": dict(DVP, readout="head", soft=True, batch=51, rows=5, epochs=10.0, warmup=2400),
-    "gqa": dict(DVP, readout="head", batch=32, rows=8, epochs=16.0, warmup=3600, search_epochs=3.3),
-    "snli_ve": dict(DVP, readout="head", batch=32, rows=8, epochs=11.0, warmup=2000,
-                    search_epochs=2.25),
-    "scienceqa": dict(DVP, batch=32, rows=1, epochs=20.0, lr=1.25e-3, beta2=0.95, weight_decay=0.05,
-                      warmup=800, max_tokens=256),
-}
-PRESETS = {
-    "ituning-base": dict(method="ituning", lm="gpt2", clip="ViT-B/16", width_ratio=0.5),
-    "ituning-medium": dict(method="ituning", lm="gpt2-medium", clip="ViT-B/16", width_ratio=0.5),
-    "ituning-large": dict(method="ituning", lm="gpt2-large", clip="ViT-B/16", width_ratio=0.5),
-    "vanilla": dict(method="vanilla"),
-    "vcgpt": dict(method="vcgpt", n_fusion=6),
-    # The sources disagree on what VC-GPT froze: this is the other reading of the paper.
-    "vcgpt-tuned": dict(method="vcgpt", n_fusion=6, train_lm=True, train_vision=True),
-    # differs: ClipCap pairs every caption with its image anew, 40 a step; here five share theirs.
-    "clipcap": dict(method="prefix", lm="gpt2", clip="ViT-B/32", batch=8, rows=5, lr=2e-5,
-                    warmup=5000),
-    "clipcap-tuned": dict(method="prefix", lm="gpt2", clip="ViT-B/32", mapper="mlp", train_lm=True,
-                          batch=8, rows=5, lr=2e-5, backbone_lr=2e-5, warmup=5000),
-}
-
-
 class Run:
     """What a run works with: its settings, where it computes, its data, the frozen models."""
 
@@ -138,36 +100,23 @@ class Run:
         self.workers = 0 if config.cache else config.workers
         self.method = find_method(config.method)
 
-    def load_items(self):
-        """Reads train and val; the texts of an image become one entry."""
-        config = self.config
-        name, _, task = dataset_name(config.dataset).partition("/")
+    def load_data(self):
+        """Reads train and val; draws the shapes world if it is asked for and not there."""
+        name, _, task = dataset_name(self.config.dataset).partition("/")
         drawn = (prepare.HERE / task / "meta.json").exists()
         if self.processes.main and name == "shapes" and task in ("", *prepare.TASKS) and not drawn:
             print("drawing the shapes world")
             prepare.prepare(task or "caption", prepare.HERE / task)
         self.processes.barrier()
-        self.folder = find_dataset(config.dataset)
-        items = {split: load_split(self.folder, split) for split in ("train", "val")}
-        self.task = task_of(items["train"][0])
-        if self.task == "expression":
-            raise UserError(f"{self.folder}/train.jsonl holds referring expressions; what is "
-                            "trained here needs captions, questions or hypotheses")
-        if config.score and "scene" not in items["train"][0]:
+        self.folder = find_dataset(self.config.dataset)
+        self.entries, self.facts = load_entries(self.folder, self.config.eval_images)
+        if self.config.score and not self.facts["has_scenes"]:
             raise UserError("--score counts exact scenes, which only the captions of the shapes "
                             "world have: leave it out")
-        facts = {"has_choices": any("choices" in item for item in items["train"])}
-        self.entries = {split: group_by_image(items[split]) for split in items}
-        blind = [s for s in items if self.entries[s][-1]["image"] is None]  # those come last
-        if blind and self.method.needs_image:
-            raise UserError(f"{self.folder}/{blind[0]}.jsonl has items without an image, which "
-                            f"{config.method} cannot read; dvp can")
-        val = self.entries["val"]
-        every = -(-len(val) // config.eval_images) if "val" in blind else 1  # some of both kinds
-        self.entries["val"] = val[::every][:config.eval_images]
-        facts |= {"answers": lambda: answer_vocabulary(self.folder, self.entries["train"]),
-                  "has_blind_items": bool(blind), "train_lm": config.train_lm}
-        self.method.fit_dataset(self.method_config, facts)
+        if self.facts["has_blind_items"] and self.method.needs_image:
+            raise UserError(f"{self.folder} has items without an image, which {self.config.method} "
+                            "cannot read; dvp can")
+        self.method.fit_dataset(self.method_config, self.facts, self.config)
 
     def load_models(self):
         """The frozen models and, with --cache, their features of all images."""
@@ -176,9 +125,6 @@ class Run:
             self.vit = CLIPViT.from_pretrained(repo_path(config.clip))
             self.lm = GPT2.from_pretrained(repo_path(config.lm))
             self.lm.tokenizer  # asked for now: a missing one should not end a run later
-        conditions = (text for entries in self.entries.values() for entry in entries
-                      for text, _ in entry["texts"])
-        check_context(self.lm, conditions, config.max_tokens)
         self.hashes = {"lm": fingerprint(self.lm), "clip": fingerprint(self.vit)}
         self.vit, self.lm = self.vit.to(self.device), self.lm.to(self.device)
         for split, entries in self.entries.items() if config.cache else ():
@@ -193,7 +139,8 @@ class Run:
         method = self.method(method_config, self.lm, self.vit)
         model = SeeGPT(self.vit, self.lm, method, config.train_lm, config.train_vision)
         model.run_info = {"method": config.method, "config": asdict(method_config),
-                          "dataset": config.dataset, "task": self.task, "train": asdict(config),
+                          "dataset": dataset_name(config.dataset), "task": self.facts["task"],
+                          "train": asdict(config),
                           "train_lm": config.train_lm, "train_vision": config.train_vision,
                           **{name: {"name": getattr(config, name), "sha256": self.hashes[name]}
                              for name in self.hashes}}
@@ -204,6 +151,8 @@ class Run:
 
     def batches(self, split, method):
         """The batches of a split (data/batches.py); in training each process has its share."""
+        texts = (text for entry in self.entries[split] for text, _ in entry["texts"])
+        check_context(self.lm, texts, 0 if method.answers else self.config.max_tokens)
         return Batches(self.entries[split], self.lm.tokenizer, self.config, self.vit.image_size,
                        self.feats.get(split), self.processes if split == "train" else None,
                        method.answers, method.soft_answers)
@@ -211,12 +160,6 @@ class Run:
     def scaler(self):
         """Keeps small gradients in float16 from vanishing; does nothing for other dtypes."""
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-
-    def stopped(self, step):
-        """The last words after Ctrl-C."""
-        self.processes.say(f"stopped and saved after step {step}; go on with: python train.py "
-                           f"--resume --out {self.out}")
-        raise KeyboardInterrupt
 
 
 @torch.no_grad()
@@ -249,29 +192,6 @@ def validate(model, batches, run):
     return {name: sums[name] / max(1, counts[name]) for name in sums}
 
 
-def show(model, batches, run, label, line, n=3):
-    """The losses, and greedy texts of the first validation images beside what a person wrote."""
-    entries = batches.entries
-    right = f"  accuracy {100 * line['accuracy']:.1f} %" if "accuracy" in line else ""
-    blind = line.get("blind_loss", 0.0)
-    looks = blind > 1.01 * line["val_loss"] or len(entries) == 1
-    print(f"{label}  val loss {line['val_loss']:.4f}  with other images {blind:.4f}{right}"
-          + ("" if looks else "  WARNING: no better than with other images: the model does not look"))
-    shown = [i for i in range(len(entries)) if entries[i]["image"] is not None][:n]
-    if not shown:
-        return
-    pairs = [entries[i]["texts"][0] for i in shown]
-    feats, conditions = batches.load_images(shown).to(run.device), [text for text, _ in pairs]
-    model.eval()
-    with run.autocast:
-        texts = ([best[0][0] for best in model.choose(feats, conditions)] if model.method.answers
-                 else model.generate(feats, conditions, beam=1))
-    model.train()
-    for (condition, answers), text in zip(pairs, texts):
-        print(f"    {text!r:60} for {max(answers, key=answers.get)!r}"
-              + (f", {condition!r}" if condition else ""))
-
-
 # ---------------------------------------------------------------------------- the loop
 
 def train(model, run):
@@ -283,7 +203,6 @@ def train(model, run):
     if run.resume:
         first, best = run.resume["step"], run.resume["best"]
         put_back(run.resume, model, optimizer, scaler, run.out / "resume.pt")
-        torch.set_rng_state(run.resume["rng"])
         say(f"resuming after step {first}")
     compiled = model
     if config.compile or (config.compile is None and run.device.type == "cuda"):
@@ -291,34 +210,32 @@ def train(model, run):
         compiled = torch.compile(model)
     say(f"{len(data['train'].entries):,} images, {steps:,} steps of {config.batch} images with "
         f"{config.rows} texts; saved every {config.eval_every:,} steps and at the end")
-    log = Log(run.out / "log.jsonl", first, processes)
-    left = time_left(first, steps)
-    with Stop() as stop:
-        for step, batch in load_batches(data["train"], first, steps, run.workers, run.device):
-            schedule(optimizer, step, config.warmup, steps)
-            loss, count, norm = training_step(compiled, batch, optimizer, config.grad_clip, scaler,
-                                              run.autocast, processes)  # forward, backward, step
-            step, stopping = step + 1, any(processes.sum([stop.asked]))
-            log.count(loss, count, batch)
-            if step % config.log_every == 0 or step == steps:
-                line = log.write_counted(step, lr=optimizer.param_groups[0]["lr"], grad_norm=norm.item())
-                say(f"step {step}/{steps}  loss {line['loss']:.4f}  lr {line['lr']:.2e}  "
-                    f"{line['images_per_s']:.3g} images/s  {line['captions_per_s']:.3g} captions/s"
-                    f"  {left(step)} left")
-            if processes.main and (step % config.eval_every == 0 or step == steps or stopping):
-                paused = time.time()
-                if not stopping:
-                    line = log.write(step, **validate(model, data["val"], run))
-                    show(model, data["val"], run, f"step {step}/{steps}", line)
-                    if line["val_loss"] < best:
-                        best = line["val_loss"]
-                        model.save(run.out / "best.safetensors", step=step, val_loss=best)
-                model.save(run.out / "last.safetensors", step=step)
-                save_resume(run.out / "resume.pt", step, model, optimizer, config,
-                            run.method_config, best=best, scaler=scaler.state_dict())
-                log.since += time.time() - paused  # no part of a step's time
-            if stopping:
-                run.stopped(step)
+    log, left = Log(run.out / "log.jsonl", first, processes), time_left(first, steps)
+
+    def save(step, stopping):
+        nonlocal best
+        began = time.time()
+        if not stopping:
+            line = log.write(step, **validate(model, data["val"], run))
+            show_validation(model, data["val"], run, f"step {step}/{steps}", line)
+            if line["val_loss"] < best:
+                best = line["val_loss"]
+                model.save(run.out / "best.safetensors", step=step, val_loss=best)
+        model.save(run.out / "last.safetensors", step=step)
+        save_resume(run.out / "resume.pt", step, model, optimizer, scaler, run, best=best)
+        log.since += time.time() - began  # no part of a step's time
+
+    for step, batch in loop(run, data["train"], first, steps, save):
+        schedule(optimizer, step, config.warmup, steps)
+        loss, count, norm = training_step(compiled, batch, optimizer, config.grad_clip, scaler,
+                                          run.autocast, processes)  # forward, backward, step
+        log.count(loss, count, batch)
+        if (step + 1) % config.log_every == 0 or step + 1 == steps:
+            line = log.write_counted(step + 1, lr=optimizer.param_groups[0]["lr"],
+                                     grad_norm=norm.item())
+            say(f"step {step + 1}/{steps}  loss {line['loss']:.4f}  lr {line['lr']:.2e}  "
+                f"{line['images_per_s']:.3g} images/s  {line['captions_per_s']:.3g} captions/s  "
+                f"{left(step + 1)} left")
     if processes.main:
         finish(model, run, log, steps)
 
@@ -332,9 +249,10 @@ def finish(model, run, log, steps):
         with run.autocast:
             report_exact(model.eval(), run.folder, run.device, run.config.score)
     held = f", {memory / 1e6:,.0f} MB at most" if memory else ""
-    question = "" if run.task == "captions" else f' --question "a {run.task}"'
-    print(f"done in {clock(time.time() - run.began)}{held}. Next: python sample.py --ckpt {run.out} "
-          f"picture.jpg{question}")
+    task = run.facts["task"]
+    question = "" if task == "captions" else f' --question "a {task}"'
+    print(f"done in {clock(time.time() - run.began)}{held}. Next: python sample.py --ckpt "
+          f"{run.out} picture.jpg{question}")
 
 
 def main(config, method_config, recipe, resume):
@@ -342,11 +260,13 @@ def main(config, method_config, recipe, resume):
     say = run.processes.say
     say(f"run {run.out} on {run.device}, {str(run.dtype)[6:]}: {run.why}")
     say(f"recipe {recipe}; not at its default: {differing(config, method_config)}")
-    run.load_items()
+    run.load_data()
     run.load_models()
     if config.search and not (resume and "best" in resume):
         run.method_config = run.method.search(method_config, run)
         run.resume = None
+        if config.train_lm or config.train_vision:
+            run.load_models()  # the search has tuned them
     model = run.build(run.method_config)
     if not model.trained():
         raise UserError("these settings leave nothing to train")
@@ -357,4 +277,4 @@ def main(config, method_config, recipe, resume):
 
 
 if __name__ == "__main__":
-    command(lambda: main(*read_command(Config, RECIPES, PRESETS, find_method)))
+    command(lambda: main(*read_command(Config, RECIPES, PRESETS)))

@@ -1,8 +1,8 @@
 """The batch of a step as tensors: a function of the step's number alone.
 
-So a resumed run sees the same batches. A batch is a list of micro-batches, one an --accumulate, each
+So a resumed run sees the same batches. A batch is a list of micro-batches (--accumulate), each
 
-    images (B,3,H,W), or feats (B,N,D) computed before, or None     idx (B*k,T)   targets (B*k,T)
+    images (B,3,H,W), or feats (B,N,D) made before, or None    idx (B*k,T)    targets (B*k,T)
 
 with k rows of text an image: "a cat" -> idx [EOT, a, cat], targets [a, cat, EOT].
 """
@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import Dataset
 
 from clip_vit import preprocess
+from data.tasks import answer_vocabulary, group_by_image, load_split, task_of
 from lib.cli import UserError
 from lib.pictures import open_image
 
@@ -41,6 +42,24 @@ def answer_accuracy(logits, targets):
     return targets[kept].gather(1, logits[kept].argmax(1, keepdim=True)).mean().item()
 
 
+def load_entries(folder, val_images):
+    """({"train": entries, "val": at most so many of them}, facts about them) of a dataset's folder.
+    An entry is an image with all of its texts (group_by_image)."""
+    items = {split: load_split(folder, split) for split in ("train", "val")}
+    first = items["train"][0]
+    if task_of(first) == "expression":
+        raise UserError(f"{folder}/train.jsonl holds referring expressions; what is trained here "
+                        "needs captions, questions or hypotheses")
+    has_choices = any("choices" in item for item in items["train"])
+    entries = {split: group_by_image(items[split]) for split in items}
+    blind = [split for split in items if entries[split][-1]["image"] is None]  # those come last
+    every = -(-len(entries["val"]) // val_images) if "val" in blind else 1  # some of both kinds
+    entries["val"] = entries["val"][::every][:val_images]
+    return entries, {"task": task_of(first), "has_scenes": "scene" in first,
+                     "has_choices": has_choices, "has_blind_items": bool(blind),
+                     "answers": lambda: answer_vocabulary(folder, entries["train"])}
+
+
 class Batches(Dataset):
     """Item number `step` is the batch of that step.
 
@@ -63,21 +82,22 @@ class Batches(Dataset):
         return other
 
     def __getitem__(self, step):
-        """The micro-batches of this process.
+        """As read; a broken image is its message: an exception would lose its type in a worker."""
+        try:
+            return self.read(step)
+        except UserError as e:
+            return str(e)
 
-        A broken image is returned as its message: an exception would lose its type in a worker.
-        """
+    def read(self, step):
+        """The micro-batches of this process."""
         c, n, chosen = self.config, len(self.indices), []
         for place in range(step * self.batch, (step + 1) * self.batch):
             epoch = place // n
             i = int(self.indices[epoch_order(c.seed, epoch, n)[place % n]])
             chosen.append((i, np.random.default_rng((c.seed, 1, epoch, i))))
         chosen = chosen[self.rank::self.size]
-        try:
-            return [micro for m in range(c.accumulate)
-                    for micro in self.collate(chosen[m::c.accumulate])]
-        except UserError as e:
-            return str(e)
+        parts = [chosen[m::c.accumulate] for m in range(c.accumulate)]
+        return [micro for part in parts for micro in self.collate(part)]
 
     def collate(self, chosen):
         """One Batch of the chosen (index, rng); two where some have an image and some have none."""
@@ -126,7 +146,7 @@ def text_rows(texts, k, tokenizer, max_tokens):
     for image_texts in texts:
         for condition, answers in image_texts:
             answer = max(answers, key=answers.get)
-            # pitfall: " red" and "red" are different tokens; behind a text only the first is natural.
+            # pitfall: " red" and "red" are different tokens; behind a text only the first fits.
             answer = tokenizer.encode_ordinary(f" {answer}" if condition else str(answer))
             rows.append((tokenizer.encode_ordinary(condition), answer[:max_tokens]))
         rows += [([], None)] * (k - len(image_texts))
@@ -142,8 +162,8 @@ def text_rows(texts, k, tokenizer, max_tokens):
 
 
 def answer_rows(texts, k, tokenizer, classes, soft):
-    """As text_rows for a method that chooses: idx (B * k, T) of conditions alone, targets (B * k, A)
-    and condition_len (B * k,).
+    """As text_rows for a method that chooses: idx (B * k, T) of conditions alone, targets
+    (B * k, A) and condition_len (B * k,).
 
     Targets: soft, as DVP on VQA2.0: 0, .3, .6, .9 or 1 for answers given 0, 1, 2, 3 or more times;
     else 1 for the most frequent answer. Filler rows are -1.

@@ -1,6 +1,7 @@
 """Features of the frozen image transformer: computed once into a file, or in memory."""
 
 import hashlib
+import itertools
 import math
 import os
 from multiprocessing.pool import ThreadPool
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 from clip_vit import preprocess
-from data.common import check_disk
+from data.archives import check_disk
 from lib.files import plain_errors, progress
 from lib.pictures import open_image
 from weights.reading import fingerprint
@@ -64,3 +65,13 @@ def encode(encoder, items, size, device, batch):
     with ThreadPool() as pool:  # decoding JPEGs takes longer than a small ViT
         for i in range(0, len(items), batch):
             yield encoder(torch.stack(pool.map(load, items[i:i + batch])).to(device))
+
+
+@torch.no_grad()
+def whole_image_features(model, images, batch=64):
+    """PIL images -> feats (n, N, D): all of a picture is squeezed into the square, no region is cut
+    off. images may be a generator: then only one is held in its full size at a time."""
+    pixels, found = (preprocess(x, model.vit.image_size, crop=False) for x in images), []
+    while part := list(itertools.islice(pixels, batch)):
+        found.append(model.image_features(torch.stack(part).to(model.lm.wte.weight.device)))
+    return torch.cat(found)

@@ -91,3 +91,23 @@ def repo_path(name):
     """A relative path as seen from the project's folder where it means nothing in the current one."""
     inside = Path(__file__).resolve().parent.parent / name
     return str(inside) if not Path(name).exists() and inside.exists() else name
+
+
+# What counts as an image file in a folder.
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def find_images(names):
+    """Files as they are, folders as the image files directly inside, sorted. UserError if none."""
+    if not names:
+        raise UserError("which picture? python sample.py photo.jpg (--help lists all flags)")
+    found = []
+    for name in names:
+        if Path(name).is_dir():  # a dot in front: another program's thumbnail or note
+            found += sorted(str(p) for p in Path(name).iterdir()
+                            if p.suffix.lower() in IMAGES and not p.name.startswith("."))
+        else:
+            found.append(name)
+    if not found:
+        raise UserError(f"{', '.join(names)}: no image in there ({', '.join(IMAGES)})")
+    return found

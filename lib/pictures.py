@@ -98,6 +98,16 @@ def glow(image, grid):
     return heat(image, np.asarray(grid) ** 0.7)
 
 
+def from_pixels(x, mean, std):
+    """A preprocessed image (3, H, W), as the model sees it, in the size of a cell of a sheet."""
+    x = x.cpu().permute(1, 2, 0).numpy() * np.float32(std) + np.float32(mean)
+    image = Image.fromarray((255 * x.clip(0, 1)).round().astype(np.uint8))
+    side = image.width
+    if side < 128:  # whole multiples without smoothing: the few pixels there are
+        return image.resize([side * round(192 / side)] * 2, Image.NEAREST)
+    return image if side <= 256 else image.resize((256, 256), Image.LANCZOS)
+
+
 # ---------------------------------------------------------------------------- sheets
 
 @functools.cache

@@ -66,11 +66,13 @@ def read_run_info(path):
 
 # ---------------------------------------------------------------------------- resuming
 
-def save_resume(path, step, model, optimizer, config, method_config, **more):
+def save_resume(path, step, model, optimizer, scaler, run, **more):
     """Everything that the next step depends on, in a file that is either old or new, never half."""
-    state = {"step": step, "config": asdict(config), "method_config": asdict(method_config),
+    state = {"step": step, "config": asdict(run.config), "method_config": asdict(run.method_config),
              "trained": {n: p.detach() for n, p in model.trained().items()},
-             "rng": torch.get_rng_state(), "optimizer": optimizer.state_dict(), **more}
+             "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
+             "rng": torch.get_rng_state(), **more}
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     torch.save(state, part)
     os.replace(part, path)
@@ -93,10 +95,22 @@ def load_resume(folder):
 
 
 def put_back(state, model, optimizer, scaler, path):
-    """Parameters, optimiser and loss scale as save_resume found them."""
+    """Parameters, optimiser, loss scale and dice as save_resume found them."""
     model.restore(state["trained"], path)
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
+    torch.set_rng_state(state["rng"])
+
+
+def restore(params, tensors, path):
+    """Copies a checkpoint's tensors into {name: parameter}; names and shapes must agree."""
+    if wrong := [n for n in sorted({*params, *tensors}) if n not in params or n not in tensors
+                 or params[n].shape != tensors[n].shape]:
+        raise UserError(f"{path} does not fit this model: {', '.join(wrong[:5])} (missing, unknown "
+                        "or of another shape); were the method's code or settings changed?")
+    with torch.no_grad():
+        for n, p in params.items():
+            p.copy_(tensors[n])
 
 
 def begin_with(model, path):
@@ -179,6 +193,29 @@ def print_parameters(model):
             print(f"    {name:16}{inside:>14,}")
 
 
+def show_validation(model, batches, run, label, line, n=3):
+    """The losses, and greedy texts of the first validation images beside what a person wrote."""
+    entries = batches.entries
+    right = f"  accuracy {100 * line['accuracy']:.1f} %" if "accuracy" in line else ""
+    blind = line.get("blind_loss", 0.0)
+    looks = blind > 1.01 * line["val_loss"] or len(entries) == 1
+    print(f"{label}  val loss {line['val_loss']:.4f}  with other images {blind:.4f}{right}"
+          + "  WARNING: no better than with other images: the model does not look" * (not looks))
+    shown = [i for i in range(len(entries)) if entries[i]["image"] is not None][:n]
+    if not shown:
+        return
+    pairs = [entries[i]["texts"][0] for i in shown]
+    feats, conditions = batches.load_images(shown).to(run.device), [text for text, _ in pairs]
+    model.eval()
+    with run.autocast:
+        texts = ([best[0][0] for best in model.choose(feats, conditions)] if model.method.answers
+                 else model.generate(feats, conditions, beam=1))
+    model.train()
+    for (condition, answers), text in zip(pairs, texts):
+        print(f"    {text!r:60} for {max(answers, key=answers.get)!r}"
+              + (f", {condition!r}" if condition else ""))
+
+
 # ---------------------------------------------------------------------------- the loop's input
 
 class Stop:
@@ -214,3 +251,19 @@ def load_batches(data, first, steps, workers, device):
         if isinstance(batch, str):
             raise UserError(batch)
         yield step, batch
+
+
+def loop(run, data, first, steps, save):
+    """Yields (step, batch) for the caller to train on. After that, when it is due, at the end, or
+    when a user wants to stop, the main process calls save(steps done, whether it stops here)."""
+    with Stop() as stop:
+        for step, batch in load_batches(data, first, steps, run.workers, run.device):
+            yield step, batch
+            step, stopping = step + 1, any(run.processes.sum([stop.asked]))
+            due = step % run.config.eval_every == 0 or step == steps or stopping
+            if run.processes.main and due:
+                save(step, stopping)
+            if stopping:
+                run.processes.say(f"stopped and saved after step {step}; go on with: python "
+                                  f"train.py --resume --out {run.out}")
+                raise KeyboardInterrupt

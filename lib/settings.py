@@ -3,6 +3,9 @@
 A resumed run keeps its own settings: a flag that cannot take effect any more is refused.
 """
 
+import difflib
+import importlib
+import importlib.util
 import os
 from dataclasses import fields
 from pathlib import Path
@@ -10,6 +13,32 @@ from pathlib import Path
 from data.tasks import dataset_name
 from lib.cli import UserError, default_of, parse
 from lib.runs import load_resume, new_folder, newest, read_run_info
+
+# The built-in methods: module and class.
+METHODS = {
+    "ituning": ("ituning", "ITuning"),
+    "vanilla": ("ituning", "Vanilla"),
+    "vcgpt": ("ituning", "VCGPT"),
+    "prefix": ("prompts", "Prefix"),
+    "dvp": ("prompts", "DVP"),
+}
+
+
+def find_method(name):
+    """The class of a method. A name not in the table is a module of your own: `--method mymethod`
+    takes mymethod.Method from mymethod.py, found where Python looks for modules, first here."""
+    if name not in METHODS and importlib.util.find_spec(name) is None:
+        near = difflib.get_close_matches(name, METHODS, n=1)
+        near = f"; did you mean {near[0]}?" if near else "."
+        raise UserError(f"there is no method {name}{near} Known: {', '.join(METHODS)}, or a class "
+                        f"Method in your own {name}.py")
+    module, cls = METHODS.get(name, (name, "Method"))
+    module = importlib.import_module(module)
+    if not hasattr(module, cls) or hasattr(module, "Config"):
+        raise UserError(f"{name}.py needs a class {cls}, with its Config inside: see Method in "
+                        "model.py")
+    return getattr(module, cls)
+
 
 # What --resume may change: all else belongs to the run.
 CHANGEABLE = set("steps epochs accumulate grad_clip eval_every eval_images log_every score cache "
@@ -28,11 +57,11 @@ def find_recipe(config, recipes, presets):
     return " with preset ".join(names) or "none", recipes.get(name, {}) | preset
 
 
-def read_command(Config, recipes, presets, find_method, argv=None):
+def read_command(Config, recipes, presets, argv=None):
     """(config, the method's config, name of the recipe, resume state or None)."""
     first, = parse(Config, argv=argv, peek=True)
     if first.resume:
-        return resumed(Config, first, find_method, argv)
+        return resumed(Config, first, argv)
     name, settings = find_recipe(first, recipes, presets)
     first, = parse(Config, argv=argv, defaults=settings, peek=True)
     if first.preset and first.method != settings["method"]:
@@ -53,7 +82,7 @@ def read_command(Config, recipes, presets, find_method, argv=None):
     return config, method_config, name, None
 
 
-def resumed(Config, first, find_method, argv):
+def resumed(Config, first, argv):
     """As read_command, for --resume: the run's own settings, and what can still change."""
     out = Path(first.out) if first.out else newest("resume.pt", "search.pt")
     if not out:
