@@ -3,9 +3,10 @@
 import numpy as np
 from PIL import Image
 
+from data.features import whole_image_features
 from lib.files import replacing, write_json
 from lib.pictures import sheet
-from prompts import fill_in, whole_image_features
+from prompts import fill_in
 
 NOMINAL = {"red": (220, 30, 30), "orange": (240, 140, 30), "yellow": (240, 230, 40),
            "green": (40, 170, 60), "cyan": (60, 210, 220), "blue": (40, 70, 220),

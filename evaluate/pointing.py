@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 
 from clip_vit import CLIPText
+from data.features import whole_image_features
 from evaluate.colours import NOMINAL, show_colours
 from evaluate.few_shot import few_shot
 from evaluate.regions import chosen, hits_of, load_expressions, painted, paints_of
@@ -37,7 +38,7 @@ from lib.files import repo_path, write_json
 from lib.pictures import open_image
 from lib.runs import checkpoint_file, newest_run
 from model import SeeGPT
-from prompts import NONE, PAINTS, TEMPLATES, cloze, fill_in, paint, whole_image_features
+from prompts import NONE, PAINTS, TEMPLATES, cloze, fill_in, paint
 from weights.public import locate
 from weights.tokenizers import get_clip_tokenizer
 

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from data.batches import Batch, pad
+from data.features import whole_image_features
 from evaluate.regions import hits_of
 from evaluate.tuning import few_shot_steps
 from lib.pictures import open_image
 from model import TextState, training_step
-from prompts import whole_image_features
 
 EXPRESSIONS, KEPT = 10, 1000  # expressions a step; images whose features are kept, at most
 

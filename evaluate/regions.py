@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
+from data.features import whole_image_features
 from data.masks import iou, mask_of
 from data.tasks import find_dataset, load_split
 from lib.cli import UserError
 from lib.files import progress, read_json
 from lib.pictures import open_image
-from prompts import PAINTS, paint, whole_image_features
+from prompts import PAINTS, paint
 
 
 def load_expressions(dataset, split, images=0):

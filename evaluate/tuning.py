@@ -12,12 +12,13 @@ import numpy as np
 import torch
 
 from data.batches import Batch, pad
+from data.features import whole_image_features
 from evaluate.regions import hits_of, painted, paints_of, regions_of
 from lib.cli import UserError
 from lib.optim import parameter_groups, schedule
 from lib.pictures import open_image
 from model import training_step
-from prompts import NONE, cloze, fill_in, paint, whole_image_features
+from prompts import NONE, cloze, fill_in, paint
 
 COPIES = 100  # painted copies in a step, at most (CPT's code)
 
