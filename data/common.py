@@ -1,28 +1,34 @@
-"""What the prepare scripts share. What they write is described in tasks.py."""
+"""What the prepare scripts share; tasks.py describes what they write. Each of them
 
+    fetches the published files, if it is told to      archives.py, fetch_images
+    makes items of them: {split: [item, ...]}          clean, published_form, karpathy_splits
+    compares their number with the papers'             assert_counts, assert_sizes
+    takes out what training could not use              keep_usable
+    writes the splits and meta.json                    write_items
+"""
+
+import contextlib
 import json
 import os
+import posixpath
 import re
-import shutil
 import unicodedata
 import warnings
-import zipfile
-import zlib
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from data.archives import escapes, fetch_zip
 from lib.cli import UserError
-from lib.files import progress, read_json, replacing
-from weights.download import download
+from lib.files import progress, read_json, replacing, write_json
 
 # ---------------------------------------------------------------------------- text and JSON
 
-# What cannot be seen and is no white space: control characters, byte-order marks, zero-width spaces,
-# soft hyphens, marks of the writing direction, and halves of a character (lone surrogates), which
-# cannot be written as UTF-8. pitfall: the zero-width joiners U+200C and U+200D are not among them:
-# they hold emoji and Persian words together.
+# What cannot be seen and is no white space: control characters, byte-order marks, zero-width
+# spaces, soft hyphens, marks of the writing direction, and halves of a character (lone surrogates),
+# which cannot be written as UTF-8. pitfall: the zero-width joiners U+200C and U+200D are not among
+# them: they hold emoji and Persian words together.
 INVISIBLE = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u200b\u200e\u200f\u202a-\u202e"
                        "\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]")
 
@@ -34,11 +40,27 @@ def clean(text):
 
 
 def unique(captions):
-    """The captions without those that differ from an earlier one in capitals or a full stop only."""
+    """The captions without those that an earlier one equals but for capitals and a full stop."""
     first = {}
     for text in captions:
         first.setdefault(text.casefold().rstrip(" ."), text)
     return list(first.values())
+
+
+def printable(name):
+    """A name as one line of text: a file name may hold line breaks and bytes that are no UTF-8."""
+    return name if name.isprintable() else ascii(name)
+
+
+@contextlib.contextmanager
+def published_form(where, whose, hint):
+    """Around code that takes JSON to have its published form: UserError if it has another. It
+    begins with where and ends in hint, which says how to get the right file."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError) as e:
+        what = f"no {e}" if isinstance(e, KeyError) else f"{type(e).__name__}: {e}"
+        raise UserError(f"{where}: has another form than {whose} ({what}); {hint}") from e
 
 
 # ---------------------------------------------------------------------------- Karpathy's splits
@@ -53,53 +75,68 @@ SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 
 
 def read_karpathy(path, dataset):
-    """The list of images in Karpathy's JSON, in its own form; Flickr30k's have no filepath and cocoid:
+    """The list of images in Karpathy's JSON, in its own form; Flickr30k's have no filepath and
+    cocoid:
 
     {"filepath": "val2014", "filename": "COCO_val2014_000000000042.jpg", "cocoid": 42,
      "split": "restval", "sentences": [{"raw": "A shoe. ", "sentid": 7, ...}, ...], ...}
     """
-    data = read_json(path, f"fetch {KARPATHY['urls']} (37 MB) and unpack its dataset_{dataset}.json there, "
-                           "or run with --download")
+    data = read_json(path, f"fetch {KARPATHY['urls']} (37 MB) and unpack its "
+                           f"dataset_{dataset}.json there, or run with --download")
     name = data.get("dataset") if isinstance(data, dict) else None
     if name != dataset or not isinstance(data.get("images"), list):
-        what = f"describes the dataset {name}" if name not in (None, dataset) else "has another form"
-        raise UserError(f"{path}: not Karpathy's dataset_{dataset}.json, it {what}; the right one is "
-                        f"in {KARPATHY['urls']}")
+        other = name not in (None, dataset)
+        what = f"describes the dataset {name}" if other else "has another form"
+        raise UserError(f"{path}: not Karpathy's dataset_{dataset}.json, it {what}; the right one "
+                        f"is in {KARPATHY['urls']}")
     return data["images"]
 
 
 def karpathy_splits(path, dataset, describe):
-    """{split: items} and what was left out of them, {why: names}. describe(image) gives back an item
-    without its captions; its "image" is relative to the folder of images, wherever that lies."""
+    """{split: items} and what was left out of them, {why: names}. describe(image) gives back an
+    item without its captions; its "image" is relative to the folder of images."""
     splits = {split: [] for split in SPLITS.values()}
     skipped = {"repeated sentids": []}
+    hint = f"unpack the file again from {KARPATHY['urls']}"
     for number, image in enumerate(read_karpathy(path, dataset)):
-        try:
+        with published_form(f"{path}: images[{number}]", "the published", hint):
             # By sentid, not by text: people did write the same caption twice for one image.
             captions = {s["sentid"]: clean(s["raw"]) for s in image["sentences"]}
             item = describe(image) | {"captions": list(captions.values())}
             if escapes(item["image"]) or image["split"] not in SPLITS:
                 raise ValueError(f"{item['image']} in split {image['split']!r}")
-        except KeyError as e:
-            raise UserError(f"{path}: images[{number}] has no {e}; unpack the file again from "
-                            f"{KARPATHY['urls']}") from e
-        except (TypeError, AttributeError, ValueError) as e:
-            raise UserError(f"{path}: images[{number}] has another form than the published ({e}); unpack "
-                            f"the file again from {KARPATHY['urls']}") from e
         skipped["repeated sentids"] += [item["image"]] * (len(image["sentences"]) - len(captions))
         splits[SPLITS[image["split"]]].append(item)
     return splits, skipped
 
 
-# ---------------------------------------------------------------------------- files
+# ---------------------------------------------------------------------------- numbers
 
 
-def relative(path, folder):
-    """path as it is written into a line of folder: relative if it lies in there, else absolute.
-    With forward slashes, which every system reads."""
-    # pitfall: Path.resolve would follow a link in the folder to a big disk out of the folder.
-    path, folder = Path(os.path.abspath(path)), Path(os.path.abspath(folder))
-    return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
+def assert_sizes(path, found, sizes, what):
+    """UserError unless found, {name: items}, are as many as every paper reports, {name: number}."""
+    wrong = [f"{len(items):,} {what} instead of {sizes[name]:,} in {name}"
+             for name, items in found.items() if len(items) != sizes[name]]
+    if wrong:
+        raise UserError(f"{path}: {', '.join(wrong)}; if only a part is meant, add --partial")
+
+
+def assert_counts(path, splits, counts):
+    """As assert_sizes, for captions: counts is {split: (images, captions)}."""
+    for split, items in splits.items():
+        images, captions = len(items), sum(len(item["captions"]) for item in items)
+        if (images, captions) != counts[split]:
+            raise UserError(f"{path}: {split} has {images:,} images with {captions:,} captions "
+                            "instead of {:,} with {:,}; if only a part is meant, add --partial"
+                            .format(*counts[split]))
+
+
+# ---------------------------------------------------------------------------- images
+
+
+def images_of(splits):
+    """The names of all images in {split: items}, as a set; items may share one, or have none."""
+    return {item["image"] for items in splits.values() for item in items} - {None}
 
 
 def list_images(folder):
@@ -109,6 +146,112 @@ def list_images(folder):
         return set(os.listdir(folder))
     except OSError as e:
         raise UserError(f"{folder}: cannot be read as a folder ({e.strerror or e})") from e
+
+
+def present(folder, splits):
+    """Those of the splits' images that lie in folder, as a set of their names."""
+    images, there = images_of(splits), set()
+    for parent in {posixpath.dirname(image) for image in images}:
+        if (folder / parent).is_dir():
+            there |= {posixpath.join(parent, name) for name in list_images(folder / parent)}
+    return images & there
+
+
+def fetch_images(folder, splits, zips):
+    """Downloads those zips of which an image is missing. zips: {folder in the zip: what download
+    is told}."""
+    wanted = images_of(splits)
+    missing = wanted - present(folder, splits)
+    for inside, file in zips.items():
+        if any(image.startswith(f"{inside}/") for image in missing):
+            fetch_zip(folder / file["urls"].split("/")[-1], wanted, **file)
+
+
+def check_image(file):
+    """What is wrong with an image, a path or an open file, in words; "" if training can use it.
+    Grey, CMYK, palette, 16-bit and animated ones can be used, of an animation the first picture."""
+    try:
+        with Image.open(file) as image:
+            w, h = image.size
+            if w * h > Image.MAX_IMAGE_PIXELS:  # Pillow itself refuses twice as many, at open
+                return f"too large with {w:,} x {h:,} pixels"
+            if max(w, h) > 100 * min(w, h):  # clip_vit.preprocess refuses it
+                return f"too long and thin with {w:,} x {h:,} pixels"
+            ImageOps.exif_transpose(image).convert("RGB")  # open alone reads only the header
+    except UnidentifiedImageError:
+        return "not an image"
+    except Exception as e:  # a damaged file can raise almost anything
+        return str(e) or type(e).__name__
+    return ""
+
+
+def check_images(paths):
+    """Decodes all images, one thread a core, with progress. Returns {path: what is wrong}."""
+    show, wrong = progress("checking images", len(paths)), {}
+    # Threads do, since Pillow decodes outside of Python's lock.
+    with warnings.catch_warnings(), ThreadPool() as pool:
+        warnings.simplefilter("ignore")
+        for done, (path, problem) in enumerate(zip(paths, pool.imap(check_image, paths)), 1):
+            if problem:
+                wrong[path] = problem
+            show(done)
+    return wrong
+
+
+# ---------------------------------------------------------------------------- items, to the end
+
+
+def leave_out(splits, keep):
+    """Removes in place the items for which keep(item) is false. Returns their images' names."""
+    gone = [item["image"] for items in splits.values() for item in items if not keep(item)]
+    for items in splits.values():
+        items[:] = filter(keep, items)
+    return gone
+
+
+def drop_empty(splits):
+    """Takes empty captions out, then images that have none left. Returns {why: images' names}."""
+    empty = []
+    for items in splits.values():
+        for item in items:
+            empty += [item["image"]] * item["captions"].count("")
+            item["captions"] = [text for text in item["captions"] if text]
+    return {"empty captions": empty,
+            "images without captions": leave_out(splits, lambda item: item["captions"])}
+
+
+def keep_usable(splits, skipped, folder, config, hint):
+    """Takes out of {split: items} what training could not use, and notes it in skipped, {why:
+    names}: images that do not lie in folder, empty captions, and with config.check what cannot be
+    decoded. Without config.partial a missing image is a UserError; hint says where the images come
+    from."""
+    usable = present(folder, splits) | {None}
+    missing = list(dict.fromkeys(leave_out(splits, lambda item: item["image"] in usable)))
+    skipped["missing images"] = missing
+    if missing and not config.partial:
+        raise UserError(f"{folder / missing[0]} is missing, the first of {len(missing):,}; {hint}, "
+                        "or do without them: --partial")
+    if not any(splits.values()):
+        raise UserError(f"{folder}: none of the {len(missing):,} images is there; {hint}")
+    if any("captions" in item for items in splits.values() for item in items):
+        skipped |= drop_empty(splits)
+    if config.check:
+        images = {folder / item["image"]: item["image"] for items in splits.values()
+                  for item in items if item["image"] is not None}
+        wrong = {images[path]: problem for path, problem in check_images([*images]).items()}
+        leave_out(splits, lambda item: item["image"] not in wrong)
+        skipped["damaged images"] = [f"{image} ({problem})" for image, problem in wrong.items()]
+    if not any(splits.values()):
+        raise UserError(f"{folder}: no image is left; " + ", ".join(
+            f"{len(names):,} {why}" for why, names in skipped.items() if names))
+
+
+def relative(path, folder):
+    """path as it is written into a line of folder: relative if it lies in there, else absolute.
+    With forward slashes, which every system reads."""
+    # pitfall: Path.resolve would follow a link in the folder to a big disk out of the folder.
+    path, folder = Path(os.path.abspath(path)), Path(os.path.abspath(folder))
+    return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
 
 
 def write_split(folder, name, items):
@@ -125,210 +268,31 @@ def write_answers(folder, answers):
 
 def write_meta(folder, meta):
     """Writes the task, the counts and what else is worth knowing as folder/meta.json."""
-    with replacing(Path(folder) / "meta.json") as f:
-        f.write(json.dumps(meta, indent=1).encode() + b"\n")
+    write_json(Path(folder) / "meta.json", meta)
 
 
-def check_image(file):
-    """What is wrong with an image, a path or an open file, in words; "" if training can use it. Grey,
-    CMYK, palette, 16-bit and animated ones can be used (of an animation the first picture)."""
-    try:
-        with Image.open(file) as image:
-            w, h = image.size
-            if w * h > Image.MAX_IMAGE_PIXELS:  # Pillow itself refuses twice as many, at open
-                return f"too large with {w:,} x {h:,} pixels"
-            if max(w, h) > 100 * min(w, h):  # clip_vit.preprocess refuses it
-                return f"too long and thin with {w:,} x {h:,} pixels"
-            ImageOps.exif_transpose(image).convert("RGB")  # open alone reads no more than the header
-    except UnidentifiedImageError:
-        return "not an image"
-    except Exception as e:  # a damaged file can raise almost anything
-        return str(e) or type(e).__name__
-    return ""
-
-
-def check_images(paths):
-    """Decodes all images, one thread a core, with progress. Returns {path: what is wrong}."""
-    show, wrong = progress("checking images", len(paths)), {}
-    with warnings.catch_warnings(), ThreadPool() as pool:  # threads do: Pillow decodes outside of
-        warnings.simplefilter("ignore")                    # Python's lock
-        for done, (path, problem) in enumerate(zip(paths, pool.imap(check_image, paths)), 1):
-            if problem:
-                wrong[path] = problem
-            show(done)
-    return wrong
-
-
-def check_disk(folder, size):
-    """UserError now, if size bytes do not fit, rather than after hours of download."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
-    except OSError as e:
-        raise UserError(f"{folder}: cannot be used ({e.strerror or e}); choose another") from e
-    if free < size:
-        raise UserError(f"{folder}: {size / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free; "
-                        "make room or choose another folder")
-
-
-def escapes(name):
-    """Whether a zip's member would be written outside of the folder that it is unpacked into."""
-    # pitfall: a zip can name "../../.bashrc", "/etc/passwd", "C:x" or "..\\x".
-    return name.startswith("/") or ".." in name.split("/") or "\\" in name or ":" in name
-
-
-def extract(archive, folder, wanted):
-    """Unpacks those members of a zip whose names are in wanted. A file that is there already with
-    the right size is kept, so a broken run goes on where it stopped. UserError for a damaged zip
-    and for one with a member that would land outside of folder."""
-    folder = Path(folder)
-
-    def is_there(member):
-        path = folder / member.filename
-        return path.is_file() and path.stat().st_size == member.file_size
-
-    try:
-        with zipfile.ZipFile(archive) as z:
-            for name in filter(escapes, z.namelist()):
-                raise UserError(f"{archive}: refused, since its member {name!r} leads out of the "
-                                "folder; this is not the published file")
-            todo = [m for m in z.infolist() if m.filename in wanted and not is_there(m)]
-            check_disk(folder, sum(m.file_size for m in todo))
-            show = progress(f"unpacking {Path(archive).name}", len(todo))
-            for done, member in enumerate(todo, 1):
-                with z.open(member) as source, replacing(folder / member.filename) as f:
-                    shutil.copyfileobj(source, f)  # raises if checksum or size is wrong
-                show(done)
-    except OSError as e:
-        raise UserError(f"{archive}: cannot be unpacked ({e.strerror or e})") from e
-    # EOFError and zlib.error come from cut and garbled members, the last two from encrypted ones.
-    except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as e:
-        raise UserError(f"{archive}: damaged or cut off ({e}); delete it and run again") from e
-
-
-def fetch_zip(path, wanted, urls, size=None, **hashes):
-    """Downloads a zip to path, and unpacks beside it the members whose names are in wanted. size in
-    bytes; where nobody states it, a full disk is noticed no earlier than it is full."""
-    part = path.with_name(f"{path.name}.part")
-    if not path.exists():  # room for the zip and for what is in it, which is hardly any smaller
-        check_disk(path.parent, 2 * (size or 0) - (part.stat().st_size if part.exists() else 0))
-    extract(download(urls, path, size, **hashes), path.parent, wanted)
-    print(f"{path} is unpacked and may be deleted")
-
-
-# ---------------------------------------------------------------------------- items, to the end
-
-
-def assert_numbers(path, found, numbers, what):
-    """UserError unless found, {name: how many}, are the numbers that every paper reports."""
-    wrong = [f"{found.get(name, 0):,} {what} instead of {n:,} in {name}"
-             for name, n in numbers.items() if found.get(name, 0) != n]
-    if wrong:
-        raise UserError(f"{path}: {', '.join(wrong)}; if only a part is meant, add --partial")
-
-
-def assert_counts(path, splits, counts):
-    """UserError unless the splits have the sizes that every paper reports: {split: (images, captions)}."""
+def write_items(splits, skipped, folder, out, task, unit, **meta):
+    """Writes {split: items} of the images in folder and meta.json to out, and says how much there
+    is and what was left out. unit: what an image has several of, "captions" or "questions"."""
+    images = {split: images_of({split: items}) for split, items in splits.items()}
+    counts = {split: sum(len(item.get("captions", (1,))) for item in items)
+              for split, items in splits.items()}
+    width = max(len(split) for split in ("train", *splits))
     for split, items in splits.items():
-        found = len(items), sum(len(item["captions"]) for item in items)
-        if found != counts[split]:
-            raise UserError("{}: {} has {:,} images with {:,} captions instead of {:,} with {:,}; "
-                            "if only a part is meant, add --partial"
-                            .format(path, split, *found, *counts[split]))
-
-
-def leave_out(splits, keep):
-    """Removes in place the items for which keep(item) is false. Returns the names of their images."""
-    gone = [item["image"] for items in splits.values() for item in items if not keep(item)]
-    for items in splits.values():
-        items[:] = filter(keep, items)
-    return gone
-
-
-def images_of(splits):
-    """The names of all images in {split: items}, as a set; several items may share one, or have none."""
-    return {item["image"] for items in splits.values() for item in items} - {None}
-
-
-def present(folder, splits):
-    """Those of the splits' images that lie in folder, as a set of their names."""
-    images = images_of(splits)
-    there = set()
-    for parent in {os.path.dirname(image) for image in images}:
-        if (folder / parent).is_dir():
-            there |= {f"{parent}/{name}" if parent else name for name in list_images(folder / parent)}
-    return images & there
-
-
-def fetch_images(folder, splits, zips):
-    """Downloads those zips of which an image is missing: {folder in the zip: what download is told}."""
-    there = present(folder, splits)
-    wanted = images_of(splits)
-    for inside, file in zips.items():
-        if any(image.startswith(f"{inside}/") for image in wanted - there):
-            fetch_zip(folder / file["urls"].split("/")[-1], wanted, **file)
-
-
-def drop_empty(splits):
-    """Takes empty captions out, then images that have none left. Returns {why: names of the images}."""
-    empty = []
-    for items in splits.values():
-        for item in items:
-            empty += [item["image"]] * item["captions"].count("")
-            item["captions"] = [text for text in item["captions"] if text]
-    return {"empty captions": empty,
-            "images without captions": leave_out(splits, lambda item: item["captions"])}
-
-
-def printable(name):
-    """A name as one line of text: a file name may hold line breaks and bytes that are no UTF-8."""
-    return name if name.isprintable() else ascii(name)
-
-
-def keep_usable(splits, skipped, folder, config, hint):
-    """Takes out of {split: items} what training could not use, and notes it in skipped, {why: names}:
-    images that do not lie in folder, empty captions, and with config.check what cannot be decoded.
-    Without config.partial a missing image is a UserError; hint says where the images come from."""
-    usable = present(folder, splits) | {None}
-    missing = list(dict.fromkeys(leave_out(splits, lambda item: item["image"] in usable)))
-    skipped["missing images"] = missing
-    if missing and not config.partial:
-        raise UserError(f"{folder / missing[0]} is missing, the first of {len(missing):,}; {hint}, or do "
-                        "without them: --partial")
-    if not any(splits.values()):
-        raise UserError(f"{folder}: none of the {len(missing):,} images is there; {hint}")
-    if any("captions" in item for items in splits.values() for item in items):
-        skipped |= drop_empty(splits)
-    if config.check:
-        images = {folder / item["image"]: item["image"] for items in splits.values() for item in items
-                  if item["image"] is not None}
-        wrong = {images[path]: problem for path, problem in check_images(list(images)).items()}
-        leave_out(splits, lambda item: item["image"] not in wrong)
-        skipped["damaged images"] = [f"{image} ({problem})" for image, problem in wrong.items()]
-    if not any(splits.values()):
-        raise UserError(f"{folder}: no image is left; " + ", ".join(
-            f"{len(names):,} {why}" for why, names in skipped.items() if names))
+        places = {image: relative(folder / image, out) for image in images[split]}
+        write_split(out, split, (item | {"image": places.get(item["image"])} for item in items))
+        print(f"{split:{width}} {len(images[split]):7,} images {counts[split]:9,} {unit} -> "
+              f"{out / split}.jsonl")
+    for why, names in skipped.items():
+        if names:
+            first = ", ".join(printable(name) for name in [*dict.fromkeys(names)][:3])
+            more = ", ..." if len(set(names)) > 3 else ""
+            print(f"left out: {len(names):,} {why}: {first}{more}")
+    left_out = {why: {"count": len(names), "first": names[:100]} for why, names in skipped.items()}
+    counted = {split: len(names) for split, names in images.items()}
+    write_meta(out, {"task": task, "images": counted, unit: counts, "skipped": left_out} | meta)
 
 
 def write_captions(splits, skipped, folder, out, **meta):
     """write_items for captions."""
     write_items(splits, skipped, folder, out, "caption", "captions", **meta)
-
-
-def write_items(splits, skipped, folder, out, task, unit, **meta):
-    """Writes {split: items} of the images in folder and meta.json to out, and says how much there is
-    and what was left out. unit: what there are several of an image, "captions" or "questions"."""
-    images = {split: images_of({split: items}) for split, items in splits.items()}
-    counts = {split: sum(len(item.get("captions", (1,))) for item in items) for split, items in splits.items()}
-    width = max(len(split) for split in ("train", *splits))
-    for split, items in splits.items():
-        places = {image: relative(folder / image, out) for image in images[split]}
-        write_split(out, split, (item | {"image": places.get(item["image"])} for item in items))
-        print(f"{split:{width}} {len(images[split]):7,} images {counts[split]:9,} {unit} -> {out / split}.jsonl")
-    for why, names in skipped.items():
-        if names:
-            first = [printable(name) for name in dict.fromkeys(names)]
-            print(f"left out: {len(names):,} {why}: {', '.join(first[:3])}{', ...' * (len(first) > 3)}")
-    write_meta(out, {"task": task, "images": {split: len(names) for split, names in images.items()},
-                     unit: counts, "skipped": {why: {"count": len(names), "first": names[:100]}
-                                               for why, names in skipped.items()}} | meta)

@@ -32,7 +32,7 @@ from PIL import Image
 
 from lib import files
 from lib.cli import UserError
-from data import common, tasks
+from data import archives, common, tasks
 from data.coco import prepare
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -289,7 +289,7 @@ def test_an_absent_json_says_what_to_fetch(coco):
     (karpathy(dataset="flickr30k"), ["describes the dataset flickr30k", KARPATHY]),
     ('{"images": [], "annotations": []}', ["not Karpathy's"]),  # COCO's own captions
     ('{"dataset": "coco", "images": 3}', ["another form"]),
-    (karpathy([ENTRIES[0], {}]), ["images[1] has no"]),
+    (karpathy([ENTRIES[0], {}]), ["images[1]", "no 'sentences'"]),
     (karpathy([{k: v for k, v in ENTRIES[0].items() if k != "cocoid"}]), ["no 'cocoid'"]),
     (karpathy([{k: v for k, v in ENTRIES[0].items() if k != "filepath"}]), ["no 'filepath'"]),
     (karpathy([ENTRIES[0] | {"split": "dev"}]), ["images[0]", "split 'dev'"]),
@@ -336,7 +336,7 @@ def test_a_file_where_a_folder_should_be_is_one_line(coco, tmp_path):
     fails(lambda: run(coco, out=str(file)), file, "cannot be written")
     fails(lambda: run(coco, karpathy=str(coco)), coco, "cannot be read")
     fails(lambda: common.list_images(file), file, "cannot be read as a folder")
-    fails(lambda: common.check_disk(file / "x", 1), file, "choose another")
+    fails(lambda: archives.check_disk(file / "x", 1), file, "choose another")
 
 
 def test_the_command_ends_in_one_line_and_needs_no_torch(coco):
@@ -491,7 +491,7 @@ def test_unpacking_goes_on_where_it_stopped(tmp_path, capsys):
     (tmp_path / "a").mkdir()
     (tmp_path / "a/1").write_bytes(b"ONE")  # the right size: was unpacked before
     (tmp_path / "a/2").write_bytes(b"t")
-    common.extract(tmp_path / "x.zip", tmp_path, {"a/1", "a/2", "a/3", "c"})
+    archives.extract(tmp_path / "x.zip", tmp_path, {"a/1", "a/2", "a/3", "c"})
     assert {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()} == {
         "1": b"ONE", "2": b"two", "3": b"three"}
     assert not (tmp_path / "b").exists()  # nobody wanted it
@@ -502,7 +502,7 @@ def test_unpacking_goes_on_where_it_stopped(tmp_path, capsys):
 def test_a_zip_that_leads_out_of_the_folder_is_refused(tmp_path, name):
     archive = tmp_path / "x.zip"
     archive.write_bytes(zipped({"good": b"1", name: b"2"}))
-    fails(lambda: common.extract(archive, tmp_path / "in", {"good", name}), archive, "refused")
+    fails(lambda: archives.extract(archive, tmp_path / "in", {"good", name}), archive, "refused")
     assert [path.name for path in tmp_path.rglob("*")] == ["x.zip"]
 
 
@@ -511,7 +511,7 @@ def test_a_zip_that_leads_out_of_the_folder_is_refused(tmp_path, name):
 def test_a_damaged_zip_is_one_line_and_leaves_no_file(tmp_path, damage):
     archive = tmp_path / "x.zip"
     archive.write_bytes(damage(zipped({"a": b"0123456789" * 9})))
-    fails(lambda: common.extract(archive, tmp_path, {"a"}), archive, "damaged", "delete it")
+    fails(lambda: archives.extract(archive, tmp_path, {"a"}), archive, "damaged", "delete it")
     assert [path.name for path in tmp_path.iterdir()] == ["x.zip"]
 
 

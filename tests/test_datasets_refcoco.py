@@ -19,7 +19,7 @@ import sys
 
 import pytest
 
-from data import common, tasks
+from data import archives, common, tasks
 from data.refcoco import prepare as refcoco
 from test_data import ROOT, fails, jpeg, lines, meta, site, skipped, zipped
 from test_datasets import ACCENT, fill

@@ -25,8 +25,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
-from data.common import (KARPATHY, assert_counts, fetch_images, fetch_zip, karpathy_splits,
-                         keep_usable, write_captions)
+from data.archives import fetch_zip
+from data.common import (KARPATHY, assert_counts, fetch_images, karpathy_splits, keep_usable,
+                         write_captions)
 from lib.cli import opt, parse, run
 
 COCO = "http://images.cocodataset.org/zips/"
@@ -50,7 +51,8 @@ class Config:
 
 def describe(image):
     """An item without captions from one of Karpathy's images."""
-    return {"id": image["cocoid"], "image": f"{image['filepath']}/{image['filename']}", "cocoid": image["cocoid"]}
+    return {"id": image["cocoid"], "image": f"{image['filepath']}/{image['filename']}",
+            "cocoid": image["cocoid"]}
 
 
 def main(config):
@@ -64,10 +66,11 @@ def main(config):
         assert_counts(karpathy, splits, COUNTS)
     if config.download:
         fetch_images(folder, splits, IMAGES)
-    hint = (f"unpack train2014.zip and val2014.zip from {COCO} into {folder}, or run with --download, or name "
-            "another folder with --images")
-    keep_usable(splits, skipped, folder, config, hint)
-    write_captions(splits, skipped, folder, out, source={"images": COCO, "splits": KARPATHY["urls"]})
+    keep_usable(splits, skipped, folder, config,
+                f"unpack train2014.zip and val2014.zip from {COCO} into {folder}, or run with "
+                "--download, or name another folder with --images")
+    write_captions(splits, skipped, folder, out,
+                   source={"images": COCO, "splits": KARPATHY["urls"]})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Prepares Flickr30k captions with the Karpathy splits.
 
-    python data/flickr30k/prepare.py --download        # the captions (37 MB); says where the images come from
-    python data/flickr30k/prepare.py --images path/to/flickr30k-images --karpathy path/to/dataset_flickr30k.json
+    python data/flickr30k/prepare.py --download     # the captions (37 MB), not the images
+    python data/flickr30k/prepare.py --images path/to/flickr30k-images \\
+        --karpathy path/to/dataset_flickr30k.json
 
 The images (4.4 GB) are given out against a form and are not fetched. Written are
 {train,val,test}.jsonl, one line an image, and meta.json with the counts:
@@ -23,12 +24,12 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
-from data.common import (KARPATHY, assert_counts, fetch_zip, karpathy_splits, keep_usable,
-                         write_captions)
+from data.archives import fetch_zip
+from data.common import KARPATHY, assert_counts, karpathy_splits, keep_usable, write_captions
 from lib.cli import opt, parse, run
 
 FORM = "https://shannon.cs.illinois.edu/DenotationGraph/"
-# Public, but nobody states its size or hash: whoever uses it does so knowingly, and looks with --check.
+# Public, but nobody states its size or hash: whoever uses it does so knowingly, and uses --check.
 COPY = "https://storage.googleapis.com/allennlp-public-data/snli-ve/flickr30k_images.tar.gz"
 COUNTS = {"train": (29_000, 145_000), "val": (1_014, 5_070), "test": (1_000, 5_000)}
 
@@ -57,10 +58,11 @@ def main(config):
     splits, skipped = karpathy_splits(karpathy, "flickr30k", describe)
     if not config.partial:
         assert_counts(karpathy, splits, COUNTS)
-    hint = (f"fill in the form at {FORM} (or take the copy {COPY}), unpack the .tar.gz (4.4 GB), and move its "
-            f".jpg files into {folder} or name their folder with --images")
-    keep_usable(splits, skipped, folder, config, hint)
-    write_captions(splits, skipped, folder, out, source={"images": FORM, "splits": KARPATHY["urls"]})
+    keep_usable(splits, skipped, folder, config,
+                f"fill in the form at {FORM} (or take the copy {COPY}), unpack the .tar.gz (4.4 "
+                f"GB), and move its .jpg files into {folder} or name their folder with --images")
+    write_captions(splits, skipped, folder, out,
+                   source={"images": FORM, "splits": KARPATHY["urls"]})
 
 
 if __name__ == "__main__":

@@ -5,13 +5,15 @@
 
 The captions come from one of these files in the folder, or from another that --captions names:
 
-    captions.jsonl    {"image": "garden/dog.jpg", "caption": "a dog asleep"}, or "captions": ["...", "..."]
+    captions.jsonl    {"image": "garden/dog.jpg", "caption": "a dog asleep"},
+                      or "captions": ["...", "..."]
     captions.tsv      garden/dog.jpg<TAB>a dog asleep         nothing is quoted
-    none of them      the file names: "a_red_car_2.jpg" -> "a red car"; a camera's IMG_1234.jpg says nothing
+    none of them      the file names: "a_red_car_2.jpg" -> "a red car"; a camera's IMG_1234.jpg
+                      says nothing
 
-An image may have several lines. Written into the folder (or --out) are {train,val}.jsonl, with --test
-test.jsonl too, and meta.json. A hash of the file's name decides on the split, so a photo stays in
-its split when others join it (only a folder so small that none falls to val lends it one).
+An image may have several lines. Written into the folder (or --out) are {train,val}.jsonl, with
+--test test.jsonl too, and meta.json. A hash of the file's name decides on the split, so a photo
+stays in its split when others join it (only a folder so small that none falls to val lends it one).
 """
 
 import hashlib
@@ -31,7 +33,8 @@ from lib.cli import UserError, opt, parse, run
 
 MADE_BY = "data/folder/prepare.py"
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-CAMERA = {"img", "dsc", "dscn", "dscf", "pxl", "gopr", "image", "photo", "picture", "screenshot", "untitled"}
+CAMERA = {"img", "dsc", "dscn", "dscf", "pxl", "gopr", "image", "photo", "picture", "screenshot",
+          "untitled"}
 
 
 @dataclass
@@ -46,8 +49,8 @@ class Config:
 
 
 def find_images(folder):
-    """The images in folder and below it, {name in NFC: name on the disk}; hidden ones are not seen."""
-    # pitfall: a Mac writes an accent as a character of its own (NFD), a list of captions mostly not.
+    """The images in folder and below it, {name in NFC: name on the disk}, without hidden ones."""
+    # pitfall: a Mac writes an accent as a character of its own (NFD), lists of captions rarely do.
     found = {}
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -60,13 +63,14 @@ def find_images(folder):
 
 
 def find(name, folder, images):
-    """The image that a list of captions means by name, as it is called on the disk; else name itself."""
+    """The image that a list of captions means by name, as it is called on the disk; else name."""
     name = unicodedata.normalize("NFC", name.strip().removeprefix("./"))
     end = name if name in images else name.replace("\\", "/")
     if re.match(r"/|[A-Za-z]:/", end):
         if os.path.exists(end):
             return relative(end, folder)
-        while end not in images and "/" in end:  # from another computer: what it ends in may be here
+        # A path from another computer: what it ends in may be here.
+        while end not in images and "/" in end:
             end = end.split("/", 1)[1]
     return images.get(end, name)
 
@@ -89,7 +93,8 @@ def read_captions(path, folder, images):
                     texts = [text]
                 captions.setdefault(find(name, folder, images), []).extend(map(clean, texts))
     except UnicodeDecodeError as e:
-        raise UserError(f"{path}: not written in UTF-8 ({e.reason} at byte {e.start}); save it as UTF-8") from e
+        raise UserError(f"{path}: not written in UTF-8 ({e.reason} at byte {e.start}); save it as "
+                        "UTF-8") from e
     except OSError as e:
         raise UserError(f"{path}: cannot be read ({e.strerror or e})") from e
     return captions
@@ -100,11 +105,12 @@ def parse_json(line, where):
     form = '{"image": "dog.jpg", "caption": "a dog"} or "captions": ["a dog", "..."]'
     try:
         entry = json.loads(line)
-        name, texts = entry["image"], entry["captions"] if "captions" in entry else [entry["caption"]]
+        name = entry["image"]
+        texts = entry["captions"] if "captions" in entry else [entry["caption"]]
+        if not isinstance(texts, list) or not all(isinstance(t, str) for t in [name, *texts]):
+            raise TypeError
     except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise UserError(f"{where}: not of the form {form}") from e
-    if not isinstance(name, str) or not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
-        raise UserError(f"{where}: not of the form {form}")
     return name, texts
 
 
@@ -145,38 +151,47 @@ def refuse_foreign(out):
         ours = False
     for path in (out / f"{name}.jsonl" for name in ("train", "val", "test")):
         if path.exists() and not ours:
-            raise UserError(f"{path}: not written by this script, and would be overwritten; move it away, or "
-                            "choose another folder with --out")
+            raise UserError(f"{path}: not written by this script, and would be overwritten; move "
+                            "it away, or choose another folder with --out")
+
+
+def captions_of(config, folder, images):
+    """{name of an image: its captions}, and what was left out, {why: names}."""
+    lists = [folder / name for name in ("captions.jsonl", "captions.tsv")]
+    lists = [path for path in lists if path.exists()]
+    lists = [Path(config.captions).expanduser()] if config.captions else lists
+    if len(lists) > 1:
+        raise UserError(f"{folder}: holds captions.jsonl and captions.tsv; name one with "
+                        "--captions")
+    if lists:
+        captions = read_captions(lists[0], folder, images)
+        skipped = {"images that no line names": [name for name in images.values()
+                                                 if name not in captions]}
+    else:
+        captions, skipped = {name: [from_name(name)] for name in images.values()}, {}
+        print(f"{folder}: no captions.jsonl or captions.tsv, the names of the files become "
+              "captions")
+    skipped["repeated captions"] = [name for name, texts in captions.items()
+                                    for _ in texts[len(unique(texts)):]]
+    return captions, skipped
 
 
 def main(config):
     if len(config.folder) != 1:
-        raise UserError("name the folder with your photos: python data/folder/prepare.py path/to/photos")
+        raise UserError("name the folder with your photos: python data/folder/prepare.py "
+                        "path/to/photos")
     if not (config.val > 0 and config.test >= 0 and config.val + config.test < 1):
-        raise UserError(f"--val {config.val} --test {config.test}: shares of the images are wanted, such as 0.05, "
-                        "that leave some for training")
+        raise UserError(f"--val {config.val} --test {config.test}: shares of the images are "
+                        "wanted, such as 0.05, that leave some for training")
     folder = Path(config.folder[0]).expanduser()
     out = Path(config.out or folder).expanduser()
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     refuse_foreign(out)
     images = find_images(folder)
-
-    lists = [folder / name for name in ("captions.jsonl", "captions.tsv") if (folder / name).exists()]
-    lists = [Path(config.captions).expanduser()] if config.captions else lists
-    if len(lists) > 1:
-        raise UserError(f"{folder}: holds captions.jsonl and captions.tsv; name one with --captions")
-    if lists:
-        captions = read_captions(lists[0], folder, images)
-        skipped = {"images that no line names": [name for name in images.values() if name not in captions]}
-    else:
-        captions = {name: [from_name(name)] for name in images.values()}
-        skipped = {}
-        print(f"{folder}: no captions.jsonl or captions.tsv, the names of the files become captions")
-    skipped["repeated captions"] = [name for name, texts in captions.items() for _ in texts[len(unique(texts)):]]
-
-    items = [{"id": name, "image": name, "captions": unique(texts)} for name, texts in sorted(captions.items())]
-    usable = {"photos": items}
+    captions, skipped = captions_of(config, folder, images)
+    usable = {"photos": [{"id": name, "image": name, "captions": unique(texts)}
+                         for name, texts in sorted(captions.items())]}
     keep_usable(usable, skipped, folder, config, f"{len(images):,} others are")
     splits = split(usable["photos"], {"val": config.val, "test": config.test})
     write_captions(splits, skipped, folder, out, source=MADE_BY)

@@ -1,6 +1,6 @@
-"""Prepares GQA: questions made from scene graphs, with one right answer, on images of Visual Genome.
+"""Prepares GQA: questions made from scene graphs of Visual Genome's images, with one right answer.
 
-    python data/gqa/prepare.py --download              # 23 GB to fetch, 46 GB of disk, 3 GB of memory
+    python data/gqa/prepare.py --download     # 23 GB to fetch, 46 GB of disk, 3 GB of memory
     python data/gqa/prepare.py --folder path/to/gqa
 
 The folder holds {train,val,testdev}_balanced_questions.json and images/. Written are
@@ -14,8 +14,8 @@ The folder holds {train,val,testdev}_balanced_questions.json and images/. Writte
     val           10,234    132,062
     test-dev         398     12,578   what papers report
 
-answers.json lists the 1,843 answers to choose from, the most frequent first: 1,842 occur in train and
-val, and one in test-dev alone.
+answers.json lists the 1,843 answers to choose from, the most frequent first: 1,842 occur in train
+and val, and one in test-dev alone.
 """
 
 import sys
@@ -26,9 +26,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
-from data.common import (assert_numbers, clean, escapes, fetch_images, fetch_zip, keep_usable,
+from data.archives import escapes, fetch_zip
+from data.common import (assert_sizes, clean, fetch_images, keep_usable, published_form,
                          write_answers, write_items)
-from lib.cli import UserError, opt, parse, run
+from lib.cli import opt, parse, run
 from lib.files import read_json
 
 SITE = "https://downloads.cs.stanford.edu/nlp/data/gqa/"
@@ -53,23 +54,21 @@ class Config:
 def read(path):
     """The items of one of the JSON files:
 
-    {"05515938": {"imageId": "2412112", "question": "Is the ...?", "answer": "yes", "types": {...}, ...}, ...}
+    {"05515938": {"imageId": "2412112", "question": "Is the ...?", "answer": "yes", ...}, ...}
     """
     hint = f"fetch {QUESTIONS} (1.4 GB) and unpack its {path.name} there, or run with --download"
 
     def item(d):
-        # A question becomes its item while it is read: its program and all else take several GB more.
+        # A question becomes its item while it is read: all else takes several GB more.
         return {"image": f"images/{d['imageId']}.jpg", "question": clean(d["question"]),
                 "answers": {clean(d["answer"]): 1}} if "imageId" in d else d
 
-    try:
+    with published_form(path, "GQA's", f"delete it, then {hint}"):
+        data = read_json(path, hint, object_hook=item)
         # pitfall: all ids are texts: "05515938" is not 5515938, and images are called n161313, too.
-        items = [{"id": key, **value} for key, value in read_json(path, hint, object_hook=item).items()]
+        items = [{"id": key, **value} for key, value in data.items()]
         if bad := next((x for x in items if "image" not in x or escapes(x["image"])), None):
             raise ValueError(f"the question {bad['id']}")
-    except (KeyError, TypeError, AttributeError, ValueError) as e:
-        raise UserError(f"{path}: has another form than GQA's ({type(e).__name__}: {e}); delete it, then "
-                        f"{hint}") from e
     return items
 
 
@@ -79,16 +78,17 @@ def main(config):
     if config.download and not all((folder / name).exists() for name in FILES.values()):
         fetch_zip(folder / "questions1.2.zip", set(FILES.values()), QUESTIONS)
     splits = {split: read(folder / name) for split, name in FILES.items()}
-    answers = [answer for answer, _ in Counter(
-        answer for items in splits.values() for item in items for answer in item["answers"]).most_common()]
+    given = Counter(answer for items in splits.values() for item in items
+                    for answer in item["answers"])
+    answers = [answer for answer, _ in given.most_common()]
     if not config.partial:  # before 20 GB are fetched
-        assert_numbers(folder, {split: len(items) for split, items in splits.items()}, COUNTS, "questions")
-        assert_numbers(folder, {"answers.json": len(answers)}, ANSWERS, "answers")
+        assert_sizes(folder, splits, COUNTS, "questions")
+        assert_sizes(folder, {"answers.json": answers}, ANSWERS, "answers")
     if config.download:
         fetch_images(folder, splits, IMAGES)
     skipped = {}
-    hint = f"unpack images.zip (22 GB) from {SITE} into {folder}, or run with --download"
-    keep_usable(splits, skipped, folder, config, hint)
+    keep_usable(splits, skipped, folder, config,
+                f"unpack images.zip (22 GB) from {SITE} into {folder}, or run with --download")
     write_answers(out, answers)
     write_items(splits, skipped, folder, out, "vqa", "questions", answers=len(answers),
                 source={"images": SITE, "questions": QUESTIONS})

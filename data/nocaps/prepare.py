@@ -12,9 +12,9 @@ line an image, and meta.json with the counts:
     split         images  captions
     val            4,500    45,000
 
-The domain tells whether the image shows things of COCO only (in-domain), both kinds (near-domain) or
-new things only (out-domain). There is no train and no test here: the captions of nocaps' test are
-secret, and papers report val: `python -m evaluate --dataset nocaps --split val`.
+The domain tells whether the image shows things of COCO only (in-domain), both kinds (near-domain)
+or new things only (out-domain). There is no train and no test here: the captions of nocaps' test
+are secret, and papers report val: `python -m evaluate --dataset nocaps --split val`.
 """
 
 import http.client
@@ -31,8 +31,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
-from data.common import (assert_counts, check_image, clean, escapes, keep_usable, present,
-                         printable, write_captions)
+from data.archives import escapes
+from data.common import (assert_counts, check_image, clean, keep_usable, present, printable,
+                         published_form, write_captions)
 from lib.cli import UserError, opt, parse, run
 from lib.files import progress, read_json, replacing
 from weights.download import download
@@ -56,7 +57,8 @@ class Config:
 def read(path):
     """({"val": items}, {image: its address}) from the JSON, which has COCO's form:
 
-    {"images": [{"id": 0, "file_name": "0013.jpg", "coco_url": "https://...", "domain": "near-domain", ...}],
+    {"images": [{"id": 0, "file_name": "0013.jpg", "coco_url": "https://...",
+                 "domain": "near-domain", ...}],
      "annotations": [{"image_id": 0, "caption": "A baby stands.", ...}]}
     """
     hint = f"fetch {URL} and put it there, or run with --download"
@@ -64,19 +66,17 @@ def read(path):
     if isinstance(data, dict) and "images" in data and "annotations" not in data:
         raise UserError(f"{path}: holds no captions (nocaps_val_image_info.json does not); {hint}")
     items, urls = {}, {}
-    try:
+    with published_form(path, "nocaps'", f"delete it, then {hint}"):
         for image in data["images"]:
             name = f"val/{image['file_name']}"
-            items[image["id"]] = {"id": image["id"], "image": name, "captions": [], "domain": image["domain"]}
+            items[image["id"]] = {"id": image["id"], "image": name, "captions": [],
+                                  "domain": image["domain"]}
             urls[name] = image["coco_url"]
             if image["domain"] not in DOMAINS or escapes(name):
                 raise ValueError(f"{name} of the domain {image['domain']!r}")
         for annotation in data["annotations"]:
             # A caption that two people wrote stays in twice: it counts twice as a reference.
             items[annotation["image_id"]]["captions"].append(clean(annotation["caption"]))
-    except (KeyError, TypeError, AttributeError, ValueError) as e:
-        raise UserError(f"{path}: has another form than nocaps' ({type(e).__name__}: {e}); delete it, then "
-                        f"{hint}") from e
     return {"val": list(items.values())}, urls
 
 
@@ -116,9 +116,11 @@ def fetch_images(folder, urls, threads):
                 wrong.append(f"{printable(image)} ({problem})")
             show(done)
             if len(wrong) == done == 20:
-                raise UserError(f"none of the first 20 images could be fetched: {wrong[0]}; is there a network?")
+                raise UserError(f"none of the first 20 images could be fetched: {wrong[0]}; is "
+                                "there a network?")
     if wrong:
-        print(f"{len(wrong):,} images could not be fetched: {', '.join(wrong[:3])}; run again to try them again")
+        print(f"{len(wrong):,} images could not be fetched: {', '.join(wrong[:3])}; run again to "
+              "try them again")
 
 
 def main(config):
@@ -131,12 +133,14 @@ def main(config):
     if not config.partial:
         assert_counts(path, splits, COUNTS)
     if config.download:
-        there = present(folder, splits)
-        fetch_images(folder, {image: url for image, url in urls.items() if image not in there}, config.threads)
-    hint = f"run with --download, or put Open Images' validation images of these names into {folder / 'val'}"
+        for image in present(folder, splits):
+            del urls[image]
+        fetch_images(folder, urls, config.threads)
     skipped = {}
-    keep_usable(splits, skipped, folder, config, hint)
-    domains = {domain: sum(item["domain"] == domain for item in splits["val"]) for domain in DOMAINS}
+    keep_usable(splits, skipped, folder, config, "run with --download, or put Open Images' "
+                f"validation images of these names into {folder / 'val'}")
+    domains = {domain: sum(item["domain"] == domain for item in splits["val"])
+               for domain in DOMAINS}
     write_captions(splits, skipped, folder, out, source={"captions": URL}, domains=domains)
 
 

@@ -1,16 +1,17 @@
-"""Prepares RefCOCO, RefCOCO+ and RefCOCOg: expressions that each refer to one object in an image of COCO.
+"""Prepares RefCOCO, RefCOCO+ and RefCOCOg: expressions that refer to one object in a COCO image.
 
-    python data/refcoco/prepare.py --download          # 156 MB of expressions and boxes, of all three
-    python data/refcoco/prepare.py refcoco+ refcocog --folder path/to/refer/data --images path/to/coco
+    python data/refcoco/prepare.py --download       # 156 MB of expressions and boxes, of all three
+    python data/refcoco/prepare.py refcoco+ refcocog --folder path/to/refer/data \\
+        --images path/to/coco
 
-The folder holds refcoco/, refcoco+/ and refcocog/, each of which holds instances.json and refs(unc).p or,
-in refcocog/, refs(umd).p; the folder of images holds COCO's train2014/ (python data/coco/prepare.py
---download fetches it). For each of the three, written are refcoco/{train,val,testA,testB}.jsonl, one line
-an expression, and refcoco/meta.json with the counts; their names are then refcoco/refcoco, refcoco/refcoco+
-and refcoco/refcocog:
+The folder holds refcoco/, refcoco+/ and refcocog/, each of which holds instances.json and
+refs(unc).p or, in refcocog/, refs(umd).p; the folder of images holds COCO's train2014/ (python
+data/coco/prepare.py --download fetches it). For each of the three, written are
+refcoco/{train,val,testA,testB}.jsonl, one line an expression, and refcoco/meta.json with the
+counts; their names are then refcoco/refcoco, refcoco/refcoco+ and refcoco/refcocog:
 
-    {"id": 0, "image": ".../coco/train2014/COCO_train2014_000000000042.jpg", "expression": "Left man",
-     "box": [x, y, w, h], "proposals": [[x, y, w, h], ...]}
+    {"id": 0, "image": ".../coco/train2014/COCO_train2014_000000000042.jpg",
+     "expression": "Left man", "box": [x, y, w, h], "proposals": [[x, y, w, h], ...]}
 
                  split         images  expressions
     RefCOCO      train         16,994      120,624   short, typed in a game for two
@@ -25,14 +26,15 @@ and refcoco/refcocog:
                  val            1,300        4,896
                  test           2,600        9,602
 
-Boxes are in pixels, x and y those of the corner at the top left. The proposals are what a method chooses
-from. These are all boxes that people have drawn in the image, the right one among them: easier than with a
-detector's, which may miss it. Say so beside a result, or give MAttNet's detections with --detections, as
-papers do; they are taken as they are. --masks adds "masks", one a proposal, as COCO writes them: a list of
-polygons, or {"size": [h, w], "counts": ...}, the runs of pixels outside and inside.
+Boxes are in pixels, x and y those of the corner at the top left. The proposals are what a method
+chooses from. These are all boxes that people have drawn in the image, the right one among them:
+easier than with a detector's, which may miss it. Say so beside a result, or give MAttNet's
+detections with --detections, as papers do; they are taken as they are. --masks adds "masks", one a
+proposal, as COCO writes them: a list of polygons, or {"size": [h, w], "counts": ...}, the runs of
+pixels outside and inside.
 
-Expressions keep their capitals and full stops. pitfall: the images of val and of the tests lie in COCO's
-train2014, too, so whoever trained on COCO's captions has seen them. Say that as well.
+Expressions keep their capitals and full stops. pitfall: the images of val and of the tests lie in
+COCO's train2014, too, so whoever trained on COCO's captions has seen them. Say that as well.
 """
 
 import pickle
@@ -43,20 +45,23 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
-from data.common import (assert_numbers, clean, fetch_zip, keep_usable, leave_out, printable,
+from data.archives import fetch_zip
+from data.common import (assert_sizes, clean, keep_usable, leave_out, printable, published_form,
                          write_items)
 from lib.cli import UserError, opt, parse, run
 from lib.files import read_json
 
 COCO = "http://images.cocodataset.org/zips/"
-# The authors' server is gone since 2022; the Internet Archive has copies, and the hashes are those of the copies.
-COPY = "https://web.archive.org/web/{}id_/https://bvisionweb1.cs.unc.edu/licheng/referit/data/{}.zip"
-ZIPS = {"refcoco": {"urls": COPY.format("20220413011718", "refcoco"), "size": 53_993_993,
-                    "sha256": "7f924bb7ed8dc4568058e4ff626281918d56e5206f4c868c5a80f088f38c8bf0"},
-        "refcoco+": {"urls": COPY.format("20220413011656", "refcoco+"), "size": 45_613_210,
-                     "sha256": "5f1238112d63199e68da54a28f201471909b21ded7ed79a57d51b4c1443c6b45"},
-        "refcocog": {"urls": COPY.format("20220413012904", "refcocog"), "size": 56_712_951,
-                     "sha256": "3d1f7e5b2ff2205940bf59de55f861f5f2cc1403fb980669933a7f9af1aa8211"}}
+# The authors' server has been gone since 2022; these are the Internet Archive's copies and hashes.
+COPY = ("https://web.archive.org/web/{}id_/https://bvisionweb1.cs.unc.edu/licheng/referit/data/"
+        "{}.zip")
+ZIPS = {
+    "refcoco": {"urls": COPY.format("20220413011718", "refcoco"), "size": 53_993_993,
+                "sha256": "7f924bb7ed8dc4568058e4ff626281918d56e5206f4c868c5a80f088f38c8bf0"},
+    "refcoco+": {"urls": COPY.format("20220413011656", "refcoco+"), "size": 45_613_210,
+                 "sha256": "5f1238112d63199e68da54a28f201471909b21ded7ed79a57d51b4c1443c6b45"},
+    "refcocog": {"urls": COPY.format("20220413012904", "refcocog"), "size": 56_712_951,
+                 "sha256": "3d1f7e5b2ff2205940bf59de55f861f5f2cc1403fb980669933a7f9af1aa8211"}}
 # pitfall: RefCOCOg has another split, refs(google).p, in which train and val share images.
 SPLIT_BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}
 COUNTS = {"refcoco": {"train": 120_624, "val": 10_834, "testA": 5_657, "testB": 5_095},
@@ -73,41 +78,43 @@ class Config:
     folder: str = opt("", "folder with refcoco/, refcoco+/ and refcocog/; empty: data/refcoco")
     images: str = opt("", "folder with train2014/; empty: data/coco")
     out: str = opt("", "folder for the results, one folder each; empty: data/refcoco")
-    detections: str = opt("", "MAttNet's file of detected boxes, or the folder with its refcoco_unc/, ...; "
-                              "empty: the annotated boxes")
-    masks: bool = opt(False, "write the proposals' masks, too, which makes the files about ten times larger")
-    download: bool = opt(False, "fetch missing expressions and boxes (156 MB; neither images nor detections)")
+    detections: str = opt("", "MAttNet's file of detected boxes, or the folder with its "
+                              "refcoco_unc/, ...; empty: the annotated boxes")
+    masks: bool = opt(False, "write the proposals' masks, too, which makes the files about ten "
+                             "times larger")
+    download: bool = opt(False, "fetch missing expressions and boxes (156 MB; neither images nor "
+                                "detections)")
     partial: bool = opt(False, "a part will do: leave out images that are missing")
     check: bool = opt(False, "decode every image, some minutes; leave out those that are damaged")
 
 
-# ---------------------------------------------------------------------------- reading the references
+# ------------------------------------------------------------------------ reading the references
 
 
 class PlainUnpickler(pickle.Unpickler):
     """Reads lists, dictionaries, texts and numbers, of which the published files consist.
 
-    pitfall: a pickle can name any function of any module and have it called, while it is read, and so do
-    what it likes with your computer. To name one is what find_class is for, and here it is refused.
+    pitfall: a pickle can name any function of any module and have it called while it is read, and
+    so do what it likes with your computer. find_class looks the name up, and here it refuses to.
     """
 
     def __init__(self, path, file):
-        # pitfall: Python 2 wrote bytes. ASCII, the default, fails on accents, and Latin-1 garbles them.
+        # pitfall: Python 2 wrote bytes. ASCII, the default, fails on accents, Latin-1 garbles them.
         super().__init__(file, encoding="utf-8", errors="surrogateescape")
         self.path = path
 
     def find_class(self, module, name):
         wanted = printable(f"{module}.{name}"[:80])
-        raise UserError(f"{self.path}: refused, since it wants to use {wanted}, and the published file holds "
-                        "nothing but lists, dictionaries, texts and numbers; delete it")
+        raise UserError(f"{self.path}: refused, since it wants to use {wanted}, and the published "
+                        "file holds nothing but lists, dictionaries, texts and numbers; delete it")
 
 
 def read_refs(path, hint):
     """What a file of references holds, which nobody has looked at yet."""
     try:
         if path.stat().st_size > LARGEST:
-            raise UserError(f"{path}: has {path.stat().st_size:,} bytes, the published file far fewer; delete it, "
-                            f"then {hint}")
+            raise UserError(f"{path}: has {path.stat().st_size:,} bytes, the published file far "
+                            f"fewer; delete it, then {hint}")
         with open(path, "rb") as f:
             return PlainUnpickler(path, f).load()
     except UserError:
@@ -142,7 +149,8 @@ def as_box(box):
 
 
 def as_mask(mask, size):
-    """A mask of an image of that size, [h, w], if it is one; ValueError, TypeError or KeyError if not."""
+    """A mask of an image of that size, [h, w], if it is one; ValueError, TypeError or KeyError if
+    not."""
     if isinstance(mask, dict):  # runs of pixels, column by column; a text holds them packed
         runs = mask["counts"]
         if mask["size"] != size or not isinstance(runs, str) and sum(runs) != size[0] * size[1]:
@@ -153,13 +161,13 @@ def as_mask(mask, size):
 
 
 def gather(rows, box, mask, sizes, masks):
-    """{image's id: {"proposals": [...], "masks": [...]}} of rows, one a box; box and mask are the keys of a
-    row, and masks tells whether they are wanted. TextState of images not in sizes, {image's id: [h, w]}, are
-    skipped: a detector may have looked at more."""
+    """{image's id: {"proposals": [...], "masks": [...]}} of rows, one a box; box and mask are the
+    keys of a row, and masks tells whether they are wanted. Rows of images not in sizes, {image's
+    id: [h, w]}, are skipped: a detector may have looked at more."""
     found = {}
     for row in rows:
         if (image := row["image_id"]) in sizes:
-            lists = found.setdefault(image, {"proposals": [], "masks": []} if masks else {"proposals": []})
+            lists = found.setdefault(image, {"proposals": []} | ({"masks": []} if masks else {}))
             lists["proposals"].append(as_box(row[box]))
             if masks:
                 lists["masks"].append(as_mask(row[mask], sizes[image]))
@@ -167,40 +175,37 @@ def gather(rows, box, mask, sizes, masks):
 
 
 def read_objects(path, hint, masks):
-    """({object's id: its row}, {image's id: [h, w]}, what gather makes of the rows) from instances.json:
+    """({object's id: row}, {image's id: [h, w]}, what gather makes of the rows) of one file:
 
-    {"images": [{"id": 42, "file_name": "COCO_train2014_000000000042.jpg", "height": 480, "width": 640}, ...],
-     "annotations": [{"id": 9, "image_id": 42, "bbox": [x, y, w, h], "segmentation": [[x, y, x, y, ...], ...],
-                      "category_id": 1, "iscrowd": 0, "area": 12.5}, ...], "categories": [...]}
+    {"images": [{"id": 42, "file_name": "COCO_train2014_000000000042.jpg", "height": 480,
+                 "width": 640}, ...],
+     "annotations": [{"id": 9, "image_id": 42, "bbox": [x, y, w, h], "category_id": 1,
+                      "segmentation": [[x, y, x, y, ...], ...], "iscrowd": 0, ...}, ...], ...}
     """
     # The masks go while the file is read, if nobody wants them: they are most of it.
-    more = {} if masks else {"object_hook": lambda d: {k: v for k, v in d.items() if k != "segmentation"}}
-    data = read_json(path, hint, **more)
-    try:
+    dropped = () if masks else ("segmentation",)
+    data = read_json(path, hint, object_hook=lambda d: {
+        key: value for key, value in d.items() if key not in dropped})
+    with published_form(path, "COCO's", f"delete it, then {hint}"):
         sizes = {image["id"]: [image["height"], image["width"]] for image in data["images"]}
         return ({row["id"]: row for row in data["annotations"]}, sizes,
                 gather(data["annotations"], "bbox", "segmentation", sizes, masks))
-    except (KeyError, TypeError, AttributeError, ValueError) as e:
-        raise UserError(f"{path}: has another form than COCO's ({type(e).__name__}: {e}); delete it, then "
-                        f"{hint}") from e
 
 
 def read_detections(path, sizes, masks):
-    """What gather makes of MAttNet's detections, the masks being in a file of their own, ..._masks.json:
+    """What gather makes of MAttNet's detections; the file ..._masks.json has the masks, too:
 
     [{"det_id": 1, "image_id": 42, "category_id": 1, "category_name": "person", "score": 0.99,
       "box": [x, y, w, h], "rle": {"size": [h, w], "counts": "..."}}, ...]
     """
-    hint = (f"MAttNet's were in {MATTNET}, and its tools/run_detect.py and run_detect_to_mask.py make them anew")
+    hint = (f"MAttNet's were in {MATTNET}, and its tools/run_detect.py and run_detect_to_mask.py "
+            "make them anew")
     rows = read_json(path, hint)
-    try:
+    with published_form(path, "MAttNet's detections", hint):
         if masks and not all("rle" in row for row in rows):
-            raise UserError(f"{path}: holds boxes without masks; give the file that ends in _masks.json, or "
-                            "leave out --masks")
+            raise UserError(f"{path}: holds boxes without masks; give the file that ends in "
+                            "_masks.json, or leave out --masks")
         return gather(rows, "box", "rle", sizes, masks)
-    except (KeyError, TypeError, AttributeError, ValueError) as e:
-        raise UserError(f"{path}: has another form than MAttNet's detections ({type(e).__name__}: {e}); "
-                        f"{hint}") from e
 
 
 # ---------------------------------------------------------------------------- the items
@@ -211,57 +216,62 @@ def make_items(path, refs, objects, proposals, splits):
 
     [{"ref_id": 0, "ann_id": 9, "image_id": 42, "category_id": 1, "split": "testA", "sent_ids": [0],
       "file_name": "COCO_train2014_000000000042_0.jpg",
-      "sentences": [{"sent_id": 0, "raw": "Left man", "sent": "left man", "tokens": ["left", "man"]}]}, ...]
+      "sentences": [{"sent_id": 0, "raw": "Left man", "sent": "left man", ...}, ...]}, ...]
     """
     items = {split: [] for split in splits}
-    try:
+    with published_form(path, "the published", "or it belongs to another instances.json"):
         if not isinstance(refs, list):
-            raise ValueError(f"{type(refs).__name__} in place of a list")
+            raise TypeError(f"{type(refs).__name__} in place of a list")
         for ref in refs:
             image, thing = ref["image_id"], objects[ref["ann_id"]]
             if thing["image_id"] != image:
                 raise ValueError(f"object {thing['id']} is not in image {image}")
-            # pitfall: the file_name of a reference is no file; it has the object's number behind the image's.
+            # pitfall: a reference's file_name is no file; it ends in the object's number.
             name = f"train2014/COCO_train2014_{image:012d}.jpg"
             for sentence in ref["sentences"]:
                 items[ref["split"]].append({
-                    "id": sentence["sent_id"], "image": name, "expression": clean(decoded(sentence["raw"])),
-                    "box": as_box(thing["bbox"]), **proposals.get(image, {})})
-    except (KeyError, TypeError, AttributeError, ValueError) as e:
-        raise UserError(f"{path}: has another form than the published, or does not belong to its instances.json "
-                        f"({type(e).__name__}: {e})") from e
+                    "id": sentence["sent_id"], "image": name,
+                    "expression": clean(decoded(sentence["raw"])), "box": as_box(thing["bbox"]),
+                    **proposals.get(image, {})})
     return items
+
+
+def read_proposals(name, config, sizes):
+    """({image's id: its detections}, the file that they are from)."""
+    path = Path(config.detections).expanduser()
+    if path.is_dir():
+        path /= DETECTIONS.format(name, SPLIT_BY[name], "masks" if config.masks else "dets")
+    return read_detections(path, sizes, config.masks), path
 
 
 def prepare(name, folder, images, out, config):
     """Prepares one of the three: reads folder/name, writes out/name."""
     refs, instances = folder / name / f"refs({SPLIT_BY[name]}).p", folder / name / "instances.json"
     if config.download and not (refs.exists() and instances.exists()):
-        fetch_zip(folder / f"{name}.zip", {f"{name}/{refs.name}", f"{name}/instances.json"}, **ZIPS[name])
+        fetch_zip(folder / f"{name}.zip", {f"{name}/{refs.name}", f"{name}/instances.json"},
+                  **ZIPS[name])
     hint = f"fetch {ZIPS[name]['urls']} and unpack it in {folder}, or run with --download"
     content = read_refs(refs, hint)
     objects, sizes, proposals = read_objects(instances, hint, config.masks)
-    detections = Path(config.detections).expanduser() if config.detections else None
-    if detections and detections.is_dir():
-        detections /= DETECTIONS.format(name, SPLIT_BY[name], "masks" if config.masks else "dets")
-    if detections:
-        proposals = read_detections(detections, sizes, config.masks)
+    origin, path = "annotated: easier than detected ones", instances
+    if config.detections:
+        proposals, path = read_proposals(name, config, sizes)
+        origin = f"detected, from {path.name}"
     splits = make_items(refs, content, objects, proposals, COUNTS[name])
     if not config.partial:
-        assert_numbers(refs, {split: len(items) for split, items in splits.items()}, COUNTS[name], "expressions")
+        assert_sizes(refs, splits, COUNTS[name], "expressions")
     blind = list(dict.fromkeys(leave_out(splits, lambda item: "proposals" in item)))
     if blind and not config.partial:
-        raise UserError(f"{detections}: nothing detected in {blind[0]}, the first of {len(blind):,} images; give the "
-                        f"file for {name}, or do without them: --partial")
+        raise UserError(f"{path}: nothing detected in {blind[0]}, the first of {len(blind):,} "
+                        f"images; give the file for {name}, or do without them: --partial")
     skipped = {"images without detections": blind,
                "empty expressions": leave_out(splits, lambda item: item["expression"])}
-    hint = (f"unpack {COCO}train2014.zip into {images} (python data/coco/prepare.py --download does it), or name "
-            "another folder with --images")
-    keep_usable(splits, skipped, images, config, hint)
-    source = {"images": COCO, "expressions": ZIPS[name]["urls"]}
-    said = f"detected, from {detections.name}" if detections else "annotated: easier than detected ones"
+    keep_usable(splits, skipped, images, config,
+                f"unpack {COCO}train2014.zip into {images} (python data/coco/prepare.py --download "
+                "does it), or name another folder with --images")
     print(f"{name}:")
-    write_items(splits, skipped, images, out / name, "refer", "expressions", proposals=said, source=source)
+    write_items(splits, skipped, images, out / name, "refer", "expressions", proposals=origin,
+                source={"images": COCO, "expressions": ZIPS[name]["urls"]})
 
 
 def main(config):

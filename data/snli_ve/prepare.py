@@ -3,9 +3,9 @@
     python data/snli_ve/prepare.py --download          # the sentences; the images are Flickr30k's
     python data/snli_ve/prepare.py --folder path/to/snli_ve --images path/to/flickr30k-images
 
-The folder holds snli_ve_{train,dev,test}.jsonl, packed (.gz) or not; where the images come from says
-data/flickr30k/prepare.py. Written are {train,val,test}.jsonl, one line a sentence, answers.json with the
-three labels, and meta.json with the counts:
+The folder holds snli_ve_{train,dev,test}.jsonl, packed (.gz) or not; data/flickr30k/prepare.py says
+where the images come from. Written are {train,val,test}.jsonl, one line a sentence, answers.json
+with the three labels, and meta.json with the counts:
 
     {"id": "4705552913.jpg#2r1n", "image": ".../flickr30k/images/4705552913.jpg",
      "hypothesis": "A man is outside.", "label": "neutral"}
@@ -15,8 +15,9 @@ three labels, and meta.json with the counts:
     val            1,000      17,858   their dev
     test           1,000      17,901
 
-The three labels are equally frequent. Lines on which the annotators did not agree, with the label "-",
-are left out; in the published files there are none. About 9 % of the labels are wrong, as the authors say.
+The three labels are equally frequent. Lines on which the annotators did not agree, with the label
+"-", are left out; in the published files there are none. About 9 % of the labels are wrong, as the
+authors say.
 """
 
 import gzip
@@ -29,7 +30,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
-from data.common import assert_numbers, clean, escapes, keep_usable, write_answers, write_items
+from data.archives import escapes
+from data.common import (assert_sizes, clean, keep_usable, published_form, write_answers,
+                         write_items)
 from lib.cli import UserError, opt, parse, run
 from weights.download import download
 
@@ -50,34 +53,40 @@ class Config:
     check: bool = opt(False, "decode every image, some minutes; leave out those that are damaged")
 
 
+def describe(row):
+    """One line as an item."""
+    image, label = row.get("Flickr30K_ID") or row["Flikr30kID"], row["gold_label"]  # both occur
+    if label not in ANSWERS or escapes(f"{image}.jpg"):
+        raise ValueError(f"the label {label!r} for the image {image}")
+    return {"id": row["pairID"], "image": f"{image}.jpg", "hypothesis": clean(row["sentence2"]),
+            "label": label}
+
+
 def read(path):
     """(items, ids of what has no label) from path or path.gz, one line a sentence:
 
     {"Flickr30K_ID": "4705552913", "gold_label": "neutral", "sentence2": "A man is outside.",
      "pairID": "4705552913.jpg#2r1n", "sentence1": "a caption of the image", ...}
     """
-    items, undecided, number = [], [], 0
+    items, undecided = [], []
     packed = path.with_name(f"{path.name}.gz")
+    opened = path if path.exists() else packed
+    fetch = f"fetch {COPY}{packed.name} (or follow the links at {SITE})"
     try:
-        opened = path if path.exists() else packed
         with path.open("rb") if path.exists() else gzip.open(packed) as f:
             for number, line in enumerate(f, 1):
-                row = json.loads(line)
-                if row["gold_label"] == "-":
-                    undecided.append(row["pairID"])
-                    continue
-                image = row.get("Flickr30K_ID") or row["Flikr30kID"]  # so the authors' own script spells it
-                items.append({"id": row["pairID"], "image": f"{image}.jpg", "hypothesis": clean(row["sentence2"]),
-                              "label": row["gold_label"]})
-                if row["gold_label"] not in ANSWERS or escapes(f"{image}.jpg"):
-                    raise ValueError(f"the label {row['gold_label']!r} for the image {image}")
+                with published_form(f"{opened} line {number}", "SNLI-VE's", fetch):
+                    row = json.loads(line)
+                    if row["gold_label"] == "-":
+                        undecided.append(row["pairID"])
+                    else:
+                        items.append(describe(row))
     except FileNotFoundError as e:
-        raise UserError(f"{path}: no such file; fetch {COPY}{packed.name} (or follow the links at {SITE}) and put "
-                        "it there, or run with --download") from e
-    except (KeyError, TypeError, AttributeError, ValueError) as e:
-        raise UserError(f"{opened} line {number}: has another form than SNLI-VE's ({type(e).__name__}: {e})") from e
+        raise UserError(f"{path}: no such file; {fetch} and put it there, or run with "
+                        "--download") from e
     except (OSError, EOFError, zlib.error) as e:
-        raise UserError(f"{opened}: cannot be read, or is cut off ({e}); delete it and fetch it again") from e
+        raise UserError(f"{opened}: cannot be read, or is cut off ({e}); delete it and fetch it "
+                        "again") from e
     return items, undecided
 
 
@@ -93,12 +102,12 @@ def main(config):
         splits[split], undecided = read(folder / name)
         skipped["sentences without a label"] += undecided
     if not config.partial:
-        assert_numbers(folder, {split: len(items) for split, items in splits.items()}, COUNTS, "sentences")
-    hint = ("python data/flickr30k/prepare.py --download says where the images come from, and --images names their "
-            "folder")
-    keep_usable(splits, skipped, images, config, hint)
+        assert_sizes(folder, splits, COUNTS, "sentences")
+    keep_usable(splits, skipped, images, config, "python data/flickr30k/prepare.py --download says "
+                "where the images come from, and --images names their folder")
     write_answers(out, ANSWERS)
-    write_items(splits, skipped, images, out, "entail", "hypotheses", answers=len(ANSWERS), source={"sentences": SITE})
+    write_items(splits, skipped, images, out, "entail", "hypotheses", answers=len(ANSWERS),
+                source={"sentences": SITE})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,68 @@
+"""Room on the disk, and zips that are fetched and unpacked."""
+
+import shutil
+import zipfile
+import zlib
+from pathlib import Path
+
+from lib.cli import UserError
+from lib.files import progress, replacing
+from weights.download import download
+
+
+def check_disk(folder, size):
+    """UserError now, if size bytes do not fit, rather than after hours of work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    except OSError as e:
+        raise UserError(f"{folder}: cannot be used ({e.strerror or e}); choose another") from e
+    if free < size:
+        raise UserError(f"{folder}: {size / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free; "
+                        "make room or choose another folder")
+
+
+def escapes(name):
+    """Whether a zip's member would be written outside of the folder that it is unpacked into."""
+    # pitfall: a zip can name "../../.bashrc", "/etc/passwd", "C:x" or "..\\x".
+    return name.startswith("/") or ".." in name.split("/") or "\\" in name or ":" in name
+
+
+def extract(archive, folder, wanted):
+    """Unpacks those members of a zip whose names are in wanted. A file that is there already with
+    the right size is kept, so a broken run goes on where it stopped. UserError for a damaged zip
+    and for one with a member that would land outside of folder."""
+    archive, folder = Path(archive), Path(folder)
+
+    def is_there(member):
+        path = folder / member.filename
+        return path.is_file() and path.stat().st_size == member.file_size
+
+    try:
+        with zipfile.ZipFile(archive) as z:
+            for name in filter(escapes, z.namelist()):
+                raise UserError(f"{archive}: refused, since its member {name!r} leads out of the "
+                                "folder; this is not the published file")
+            todo = [m for m in z.infolist() if m.filename in wanted and not is_there(m)]
+            check_disk(folder, sum(m.file_size for m in todo))
+            show = progress(f"unpacking {archive.name}", len(todo))
+            for done, member in enumerate(todo, 1):
+                with z.open(member) as source, replacing(folder / member.filename) as f:
+                    shutil.copyfileobj(source, f)  # raises if checksum or size is wrong
+                show(done)
+    except OSError as e:
+        raise UserError(f"{archive}: cannot be unpacked ({e.strerror or e})") from e
+    # EOFError and zlib.error come from cut and garbled members, the last two from encrypted ones.
+    except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as e:
+        raise UserError(f"{archive}: damaged or cut off ({e}); delete it and run again") from e
+
+
+def fetch_zip(path, wanted, urls, size=None, **hashes):
+    """Downloads a zip to path, and unpacks beside it the members whose names are in wanted. size in
+    bytes; where nobody states it, a full disk is noticed no earlier than it is full."""
+    part = path.with_name(f"{path.name}.part")
+    if not path.exists():  # room for the zip and for what is in it, which is hardly any smaller
+        have = part.stat().st_size if part.exists() else 0
+        check_disk(path.parent, 2 * (size or 0) - have)
+    extract(download(urls, path, size, **hashes), path.parent, wanted)
+    print(f"{path} is unpacked and may be deleted")
