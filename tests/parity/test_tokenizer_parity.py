@@ -14,10 +14,10 @@ import tiktoken
 
 pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
+from make_golden import AWKWARD, CORPUS, clip_vocabulary, gpt2_reference, gpt2_vocabulary
 from transformers import CLIPTokenizer
 
 from weights.tokenizers import EOT, get_clip_tokenizer, get_tokenizer
-from make_golden import AWKWARD, CORPUS, clip_vocabulary, gpt2_reference, gpt2_vocabulary
 
 PIECES = [
     "the", " the", "them", " red", "red", "Circle", "'s", "'S", "'ll", "'", "’", "n't", "'re",
