@@ -1,116 +1,141 @@
-"""I-Tuning: the paper's sizes, its equations in a slow independent form, and what its figure promises."""
+"""I-Tuning, vanilla and VC-GPT: their equations in a slow independent form, and what the papers'
+figures promise."""
 
 import math
 
 import pytest
 import torch
+from test_methods import build, close, exactly, inputs
 
-from lib.cli import UserError
-from clip_vit import CLIPViT
-from gpt2 import GPT2, GPT2Config
-from ituning import Config, ITuning
-from model import SeeGPT
-from test_methods import build, inputs
+# ---------------------------------------------------------------------------- the equations
 
 
-@pytest.mark.parametrize("C, L, nh, count", [
-    (768, 12, 12, 14_178_816), (1024, 24, 16, 44_101_632), (1280, 36, 20, 94_487_040)])
-def test_trained_parameters_are_14_44_and_94_million(C, L, nh, count):
-    """Half width in every layer, ViT-B/16: L * (2 C r + 2 D r + 3 r + C) with r = C / 2, D = 768.
-
-    Base: 12 * (2 * 768 * 384 + 2 * 768 * 384 + 3 * 384 + 768) = 14,178,816.
-    """
-    with torch.device("meta"):
-        gpt2 = GPT2(GPT2Config(n_layer=L, n_head=nh, n_embd=C))
-        vit = CLIPViT(224, 16, 768, 12, 12, 512)
-        for placement, heads, scale in (("parallel", 0, 1.0), ("sequential", 4, 0.5)):
-            method = ITuning(Config(placement=placement, heads=heads, scale=scale), gpt2, vit)
-            model = SeeGPT(vit, gpt2, method)
-            assert sum(p.numel() for p in model.trained().values()) == count
+def norm(x, ln=None):
+    """Layer norm of each row of x (T, C), written out; without ln: mean 0 and variance 1."""
+    x = (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    return x if ln is None else x * ln.weight + ln.bias
 
 
-def slow_block(block, m, x, feats, config):
-    """Layer l for one row of text (T, C) and one image (N, D), word for word as in the docstring."""
-    x = x + block.attn(block.ln_1(x)[None])[0]
-    h = block.ln_2(x)
-    q, k, v = m.q(h), m.k(feats), m.v(feats)
-    hs = q.shape[1] // m.heads
-    heads = []
-    for i in range(m.heads):
+def attend(q, k, v, heads, causal=False):
+    """softmax(q k' / sqrt(hs)) v: q (T, C), k and v (N, C); one head, one query at a time."""
+    hs = q.shape[1] // heads
+    out = torch.zeros_like(q)
+    for i in range(heads):
         part = slice(i * hs, (i + 1) * hs)
-        rows = []
         for t in range(len(q)):
-            scores = torch.stack([q[t, part] @ k[n, part] / math.sqrt(hs) for n in range(len(k))])
-            rows.append(sum(w * v[n, part] for n, w in enumerate(scores.softmax(0))))
-        heads.append(torch.stack(rows))
-    dh = config.scale * m.o(torch.cat(heads, 1))
-    if config.placement == "parallel":
-        return x + block.mlp(h) + dh
-    x = x + dh
-    return x + block.mlp(block.ln_2(x))
+            n = t + 1 if causal else len(k)
+            scores = torch.stack([q[t, part] @ k[j, part] / math.sqrt(hs) for j in range(n)])
+            out[t, part] = sum(w * v[j, part] for j, w in enumerate(scores.softmax(0)))
+    return out
 
 
-@pytest.mark.parametrize("placement", ["parallel", "sequential"])
-def test_block_equals_the_equations_written_with_loops(placement):
-    model = build("ituning").eval()
-    method = model.method
-    method.config = Config(placement=placement, scale=0.7)
-    images, idx, _ = inputs()
-    feats = model.image_features(images)
-    ctx = method.encode_image(feats)
-    x = model.lm.embed(idx)
-    from model import TextState
-    fast = method.block(1, model.lm.h[1], x, ctx, TextState())
-    feats = torch.stack([torch.stack([(t - t.mean()) / (t.var(correction=0) + 1e-5).sqrt() for t in f]) for f in feats])
+def attend_text(layer, x):
+    """x (T, C) with the causal self-attention of a GPT-2 layer added."""
+    q, k, v = layer.attn.c_attn(norm(x, layer.ln_1)).chunk(3, 1)
+    return x + layer.attn.c_proj(attend(q, k, v, layer.attn.n_head, causal=True))
+
+
+def attend_image(a, h, u):
+    """What text states h (T, C) get from image tokens u (N, D)."""
+    return a.o(attend(a.q(h), a.k(u), a.v(u), a.heads))
+
+
+def insert(layer, m, x, u):
+    """A GPT-2 layer with a cross-attention inserted: x (T, C), image tokens u (N, D)."""
+    x = attend_text(layer, x)
+    image = attend_image(m.xattn, norm(x, m.ln_x), u)
+    x = x + (image if m.gate is None else torch.tanh(m.gate) * image)
+    return x + layer.mlp(norm(x, layer.ln_2))
+
+
+def ituning(lm, m, x, feats):
+    for layer, xattn in zip(lm.h, m.xattn):
+        x = attend_text(layer, x)
+        h = norm(x, layer.ln_2)
+        x = x + layer.mlp(h) + attend_image(xattn, h, norm(feats))
+    return lm.head(x)
+
+
+def vanilla(lm, m, x, feats):
+    for layer, inserted in zip(lm.h, m.insert):
+        x = insert(layer, inserted, x, norm(feats))
+    return lm.head(x)
+
+
+def vcgpt(lm, m, x, feats):
+    """Text layer i attends to what the MLP of visual layer i has put out, not to CLIP's tokens."""
+    for layer in lm.h:
+        x = layer(x[None])[0]
+    h_G = t = norm(x, lm.ln_f)
+    u = m.proj(norm(feats))
+    for visual, layer, inserted in zip(m.visual, m.text, m.insert):
+        a = visual.attn
+        q, k, v = (norm(u, visual.ln_1) @ a.in_proj_weight.T + a.in_proj_bias).chunk(3, 1)
+        u = u + a.out_proj(attend(q, k, v, a.heads))
+        z = visual.mlp.c_fc(norm(u, visual.ln_2))
+        u = u + visual.mlp.c_proj(z * torch.sigmoid(1.702 * z))
+        t = insert(layer, inserted, t, u)
+    return h_G @ lm.wte.weight.T + norm(t, m.ln) @ m.w_fuse.weight.T
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name, slow", [("ituning", ituning), ("vanilla", vanilla),
+                                        ("vanilla-gate", vanilla), ("vcgpt", vcgpt)])
+def test_logits_equal_the_equations_written_with_loops(name, slow):
+    model, images, idx = exactly(name)
+    feats, (logits, _) = model.image_features(images), model(images, idx)
     for r in (0, 2, 3, 5):  # rows 0-2 belong to image 0, rows 3-5 to image 1
-        slow = slow_block(model.lm.h[1], method.xattn[1], x[r], feats[r // 3], method.config)
-        torch.testing.assert_close(fast[r], slow, rtol=0, atol=1e-5)
+        x = model.lm.embed(idx[r:r + 1])[0]
+        close(logits[r], slow(model.lm, model.method, x, feats[r // 3]).float(), 3e-5)
 
 
-def test_gradients_at_step_zero_reach_the_output_maps_only():
-    """W_o = 0 blocks the way to the others; after one update they have gradients too."""
-    model = build("ituning", perturb=False)
-    images, idx, targets = inputs()
+# ---------------------------------------------------------------------------- what learns when
+
+@pytest.mark.parametrize("name, first, then", [
+    ("ituning", {"o"}, {"q", "k", "v", "o"}),  # W_o = 0 blocks the way to the others
+    ("vanilla-gate", {"gate"}, {"gate", "q", "k", "v", "o", "ln_x"})])  # and so does tanh(0) = 0
+def test_gradients_reach_behind_a_zero_after_one_update(name, first, then):
+    model, moving = build(name, perturb=False), []
     optimizer = torch.optim.SGD(model.trained().values(), lr=0.1)
-    moving = []
     for _ in range(2):
         optimizer.zero_grad()
-        model(images, idx, targets)[1].backward()
-        moving.append({n.split(".")[-2] for n, p in model.trained().items()
-                       if p.grad.abs().max() > 0 and n.endswith("weight")})
+        model(*inputs())[1].backward()
+        moving.append({n.removesuffix(".weight").split(".")[-1] for n, p in model.trained().items()
+                       if p.grad.abs().max() > 0 and not n.endswith("bias")})
         optimizer.step()
-    assert moving == [{"o"}, {"q", "k", "v", "o"}]
+    assert moving == [first, then]
 
 
-def test_scale_zero_is_plain_gpt2_at_any_time():
-    model = build("ituning").eval()
-    model.method.config = Config(scale=0.0)
+@pytest.mark.parametrize("name, settings, train_lm, entered", [
+    ("ituning", dict(first_layer=2), False, [False, False]),  # layer 2 is run in parts
+    ("vcgpt", {}, False, [False] * 3), ("vcgpt", {}, True, [True] * 3)])
+def test_the_backward_pass_enters_no_layer_below_all_that_is_trained(
+        name, settings, train_lm, entered):
+    model, found = build(name, settings=settings, train_lm=train_lm), []
+    for layer in model.lm.h:
+        layer.register_forward_hook(lambda m, x, y: found.append(y.requires_grad))
+    model(*inputs())[1].backward()
+    assert found == entered
+
+
+# ---------------------------------------------------------------------------- VC-GPT's figure
+
+@torch.no_grad()
+def test_self_ensemble_is_exactly_the_sum_and_without_it_the_stack_speaks_alone():
+    model = build("vcgpt").eval()
     images, idx, _ = inputs()
-    assert torch.equal(model(images, idx)[0], model.lm(idx))
+    both, _ = model(images, idx)
+    model.method.config.self_ensemble = False
+    alone, _ = model(images, idx)
+    assert torch.equal(both, alone + model.lm(idx))
+    model.method.w_fuse.weight.mul_(2)
+    torch.testing.assert_close(model(images, idx)[0], 2 * alone)  # W_fuse h_fuse and nothing else
 
 
-def test_the_order_of_the_image_tokens_does_not_matter():
-    model = build("ituning").eval()
-    images, idx, _ = inputs()
-    feats = model.image_features(images)
-    shuffled = feats[:, torch.randperm(feats.shape[1])]
-    torch.testing.assert_close(model(feats, idx)[0], model(shuffled, idx)[0], rtol=0, atol=1e-5)
-
-
-def test_layers_below_first_layer_run_without_gradients():
-    torch.manual_seed(0)
-    vit = CLIPViT(16, 4, 24, 2, 2, 8)
-    gpt2 = GPT2(GPT2Config(vocab_size=37, n_positions=32, n_layer=3, n_head=4, n_embd=32))
-    model = SeeGPT(vit, gpt2, ITuning(Config(first_layer=2), gpt2, vit))
-    assert len(model.method.xattn) == 1
-    seen = []
-    for block in gpt2.h:
-        block.register_forward_hook(lambda m, x, y: seen.append(y.requires_grad))
-    images, idx, targets = inputs()
-    model(images, idx, targets)[1].backward()
-    assert seen == [False, False]  # layer 2 is run by the method, in parts
-    for bad in (-1, 3):
-        with pytest.raises(UserError, match="first_layer"):
-            ITuning(Config(first_layer=bad), gpt2, vit)
-    with pytest.raises(UserError, match="width_ratio"):
-        ITuning(Config(width_ratio=0.2), gpt2, vit)
+@torch.no_grad()
+def test_w_fuse_starts_at_random_beside_the_embedding():
+    """The logits' standard deviation is sqrt(1/3) = 0.58 at step 0, at every width."""
+    model = build("vcgpt-alone", perturb=False).eval()
+    assert 0.4 < model(*inputs()[:2])[0].std() < 0.8
+    w = model.method.w_fuse.weight
+    assert w.shape == model.lm.wte.weight.shape and w is not model.lm.wte.weight

@@ -1,20 +1,25 @@
-"""The contract that every method keeps, run on each by name.
+"""The contract that every method keeps, run on each by name: the README's own one is among them.
 
 All trained tensors are perturbed first: at their starting values many mistakes do not show (a zero
 output map hides a wrong mask, a zero bias a missing one).
 """
 
+import re
+
 import pytest
 import torch
+from conftest import ROOT
 
 from clip_vit import CLIPViT
 from gpt2 import GPT2, Cache, GPT2Config
-from model import METHODS, TextState, SeeGPT, find_method
+from lib.cli import UserError, parse
+from lib.settings import METHODS, find_method
+from model import SeeGPT, TextState
+from weights.reading import read
 
 V, T, B, K = 37, 7, 2, 3
 VARIANTS = {  # settings other than the defaults
     "vcgpt": dict(n_fusion=2),
-    "ituning-sequential": dict(placement="sequential"),
     "vanilla-gate": dict(gate=True),
     "vcgpt-alone": dict(n_fusion=2, self_ensemble=False),
     "prefix-mlp": dict(mapper="mlp"),
@@ -23,21 +28,54 @@ VARIANTS = {  # settings other than the defaults
     "dvp-full": dict(insert_layer=2, adapter=0),
     "dvp-all": dict(visual="all"),
 }
-IDENTITY = {"ituning", "ituning-sequential", "vanilla-gate"}  # those whose step 0 is plain GPT-2
-ATTENDS = ["ituning", "vanilla", "vcgpt"]  # those whose words look at the image, each anew
+IDENTITY = {"ituning", "vanilla-gate"}  # those whose step 0 is plain GPT-2
+every = pytest.mark.parametrize("name", sorted({*METHODS, *VARIANTS, "mymethod"}))
 
 
-def build(name, seed=0, perturb=True, **switches):
+class Letters:
+    """A tokenizer of one letter a token, "A" being 0; the id of the text's end can be any."""
+
+    def __init__(self, eot=V - 1):
+        self.eot_token = eot
+
+    def encode_ordinary(self, text):
+        return [(ord(c) - 65) % (V - 1) for c in text]
+
+    def decode(self, ids):
+        return "".join(chr(65 + i) for i in ids)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mymethod(tmp_path_factory):
+    """The README's Python block as mymethod.py, where Python looks for modules."""
+    path = tmp_path_factory.mktemp("own") / "mymethod.py"
+    block, = re.findall(r'^```python\n("""mymethod\.py.*?)^```', (ROOT / "README.md").read_text(
+        "utf-8"), re.S | re.M)
+    path.write_text(block, "utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(path.parent)
+        yield path
+
+
+def backbones():
+    """A random ViT that makes 17 tokens, and a random GPT-2 of three layers."""
+    vit = CLIPViT(16, patch=4, width=24, layers=2, heads=2, embed_dim=8)
+    lm = GPT2(GPT2Config(vocab_size=V, n_positions=32, n_layer=3, n_head=4, n_embd=32))
+    lm.tokenizer = Letters()
+    return vit, lm
+
+
+def build(name, seed=0, perturb=True, settings=None, **switches):
     """A small random SeeGPT with the method; everything perturbed, norms and biases too."""
     torch.manual_seed(seed)
-    vit = CLIPViT(16, patch=4, width=24, layers=2, heads=2, embed_dim=8)
-    gpt2 = GPT2(GPT2Config(vocab_size=V, n_positions=32, n_layer=3, n_head=4, n_embd=32))
-    cls, config = find_method(name.split("-")[0])
-    model = SeeGPT(vit, gpt2, cls(config(**VARIANTS.get(name, {})), gpt2, vit), **switches)
+    vit, lm = backbones()
+    method = find_method(name.split("-")[0])
+    config = method.Config(**VARIANTS.get(name, {}) if settings is None else settings)
+    model = SeeGPT(vit, lm, method(config, lm, vit), **switches)
     with torch.no_grad():
         for n, p in model.named_parameters():
             if perturb or not n.startswith("method."):
-                p.add_(0.3 * torch.randn_like(p) if n.startswith("method.") else 0.1 * torch.randn_like(p))
+                p.add_((0.3 if n.startswith("method.") else 0.1) * torch.randn_like(p))
     return model.train()
 
 
@@ -51,24 +89,25 @@ def inputs(seed=1):
 
 
 def exactly(name):
-    """Model, images and ids in float64: a perturbed stack lets rounding errors grow, and no mistake may hide there."""
+    """Model, images and ids in float64: a perturbed stack lets rounding errors grow, and no mistake
+    may hide there."""
     images, idx, _ = inputs()
     return build(name).eval().double(), images.double(), idx
 
 
-every = pytest.mark.parametrize("name", sorted({*METHODS, *VARIANTS}))
+def close(a, b, atol=1e-5):
+    torch.testing.assert_close(a, b, rtol=0, atol=atol)
 
 
 @every
 def test_frozen_weights_do_not_move(name):
-    """Ten steps of AdamW: the frozen tensors stay bit-equal, get no gradient and no optimiser state."""
+    """Ten steps of AdamW: frozen tensors stay bit-equal, without gradient or optimiser state."""
     model = build(name)
-    images, idx, targets = inputs()
     before = {n: p.clone() for n, p in model.named_parameters()}
     optimizer = torch.optim.AdamW(model.trained().values(), lr=1e-2)
     for _ in range(10):
         optimizer.zero_grad()
-        model(images, idx, targets)[1].backward()
+        model(*inputs())[1].backward()
         optimizer.step()
     for n, p in model.named_parameters():
         if n in model.trained():
@@ -79,23 +118,28 @@ def test_frozen_weights_do_not_move(name):
 
 
 @every
-def test_every_trained_tensor_gets_a_gradient(name):
-    """Biases of keys are exempt: softmax ignores a constant added to all scores of a query."""
-    model = build(name)
+@pytest.mark.parametrize("switch, prefix", [("", "method."), ("train_lm", "lm."),
+                                            ("train_vision", "vit.")])
+def test_all_that_is_trained_gets_a_gradient_and_backbones_only_with_their_switch(
+        name, switch, prefix):
+    model = build(name, **{switch: True} if switch else {})
     model(*inputs())[1].backward()
-    for n, p in model.trained().items():
-        if not n.endswith(".k.bias"):
-            assert p.grad is not None and p.grad.abs().max() > 0, n
+    trained = {n: p for n, p in model.trained().items() if n.startswith(prefix)}
+    assert trained and all(n.startswith(("method.", prefix)) for n in model.trained())
+    for n, p in trained.items():
+        idle = n.endswith(".k.bias")  # softmax ignores a constant added to all scores of a query
+        if name in ("dvp", "dvp-all"):  # copies of the norms take the place of GPT-2's own
+            idle |= n.startswith("lm.") and ".ln_" in n
+        assert idle or p.grad is not None and p.grad.abs().max() > 0, n
 
 
 @every
-def test_the_image_changes_the_logits(name):
+def test_an_image_changes_the_logits_of_its_own_rows_and_of_no_others(name):
     model = build(name).eval()
     images, idx, _ = inputs()
-    assert (model(images, idx)[0] - model(images + 1, idx)[0]).abs().max() > 1e-3
-    # and each image only its own rows
+    logits = model(images, idx)[0]
     other = model(torch.stack([images[0], images[1] + 1]), idx)[0]
-    assert torch.equal(other[:K], model(images, idx)[0][:K])
+    assert torch.equal(other[:K], logits[:K]) and (other[K:] - logits[K:]).abs().max() > 1e-3
 
 
 @every
@@ -105,61 +149,51 @@ def test_no_later_token_changes_an_earlier_logit(name):
     for j in range(1, T):
         changed = idx.clone()
         changed[:, j:] = (changed[:, j:] + 5) % V
-        torch.testing.assert_close(model(images, changed)[0][:, :j], logits[:, :j], rtol=0, atol=1e-5)
+        close(model(images, changed)[0][:, :j], logits[:, :j])
 
 
 @every
 def test_cached_logits_equal_uncached(name):
     """The text read in pieces of 3, 1, 1 and 2 tokens gives the logits of the text read at once."""
     model, images, idx = exactly(name)
-    full, _ = model(images, idx)
     ctx = model.method.encode_image(model.image_features(images))
-    cache = Cache(model.method.layers(model.lm), T + model.method.n_prompt)
-    parts, t = [], 0
-    for n in (3, 1, 1, 2):
-        parts.append(model.forward_text(idx[:, t:t + n], ctx, TextState(cache, t)))
-        t += n
-    torch.testing.assert_close(torch.cat(parts, 1), full, rtol=0, atol=1e-5)
+    cache = Cache(model.method.cache_layers(model.lm), T + model.method.n_prompt)
+    parts = [model.forward_text(idx[:, pos:pos + n], ctx, TextState(cache, pos))
+             for pos, n in ((0, 3), (3, 1), (4, 1), (5, 2))]
+    close(torch.cat(parts, 1), model(images, idx)[0])
 
 
 @every
-def test_picked_logits_are_those_of_all_positions(name):
-    """The loss looks at targets only; the logits of padding are never made, and change nothing."""
+def test_logits_are_made_where_there_are_targets_and_nowhere_else(name):
     model = build(name).eval()
     images, idx, targets = inputs()
-    none, loss = model(images, idx, targets)
-    logits, slow = model(images, idx, targets, all_logits=True)
-    assert none is None and logits.shape == (B * K, T, V)
-    torch.testing.assert_close(loss, slow)
-    by_hand = [-logits[r, t].log_softmax(0)[targets[r, t]] for r in range(B * K) for t in range(T)
-               if targets[r, t] != -1]
+    everywhere, none = model(images, idx)
+    scored = targets != -1
+    logits, loss = model(images, idx, targets)
+    assert none is None and everywhere.shape == (B * K, T, V)
+    close(logits, everywhere[scored], 1e-4)
+    wanted = scored.flatten().nonzero()[:, 0]
+    assert torch.equal(model(images, idx, targets, None, wanted)[0], logits)
+    by_hand = [-everywhere[r, t].log_softmax(0)[targets[r, t]] for r, t in scored.nonzero()]
     torch.testing.assert_close(loss, torch.stack(by_hand).mean())
 
 
 @every
-def test_rows_of_one_image_equal_rows_with_an_image_each(name):
-    """Sharing keys and values among the captions of an image is exact."""
+def test_rows_that_share_an_image_or_its_features_equal_rows_with_an_image_each(name):
     model, images, idx = exactly(name)
     shared, _ = model(images, idx)
-    single, _ = model(images.repeat_interleave(K, 0), idx)
-    torch.testing.assert_close(shared, single, rtol=0, atol=1e-5)
+    close(shared, model(images.repeat_interleave(K, 0), idx)[0])
+    assert torch.equal(shared, model(model.vit(images), idx)[0])
 
 
 @every
-def test_features_may_be_given_in_place_of_images(name):
-    model = build(name).eval()
-    images, idx, _ = inputs()
-    assert torch.equal(model(images, idx)[0], model(model.vit(images), idx)[0])
-
-
-@every
-def test_save_and_load_round_trip(name, tmp_path):
-    """The file holds exactly what was trained, and puts another model in the same state."""
-    from weights.reading import read
-    model, other = build(name, seed=0), build(name, seed=0)
+@pytest.mark.parametrize("tuned", [False, True])
+def test_a_checkpoint_holds_what_was_trained_and_brings_it_back(name, tuned, tmp_path):
+    model, other = (build(name, train_lm=tuned, train_vision=tuned) for _ in range(2))
     model.save(tmp_path / "x.safetensors", step=3)
     tensors = read(tmp_path / "x.safetensors")
-    assert set(tensors) == set(model.trained()) and all(n.startswith("method.") for n in tensors)
+    assert set(tensors) == set(model.trained())
+    assert tuned == ({"lm.wte.weight", "lm.h.2.attn.c_attn.bias", "vit.conv1.weight"} <= {*tensors})
     with torch.no_grad():
         for p in other.trained().values():
             p.zero_()
@@ -175,62 +209,31 @@ def test_step_zero_is_plain_gpt2_where_promised(name):
     assert torch.equal(model(images, idx)[0], model.lm(idx)) == (name in IDENTITY)
 
 
-@every
-@pytest.mark.parametrize("switch, prefix", [("train_lm", "gpt2."), ("train_vision", "vit.")])
-def test_tuned_backbones_learn_only_with_their_switch(name, switch, prefix):
-    model = build(name, **{switch: True})
-    model(*inputs())[1].backward()
-    trained = {n for n in model.trained() if not n.startswith("method.")}
-    assert trained and all(n.startswith(prefix) for n in trained)
-    if name in ("dvp", "dvp-all"):  # copies of the norms take the place of GPT-2's own
-        trained = {n for n in trained if ".ln_" not in n}
-    for n in trained:
-        p = model.trained()[n]
-        # The key third of a joint bias has no gradient, the rest of it has.
-        assert p.grad is not None and p.grad.abs().max() > 0, n
-    assert not any(n.startswith(prefix) for n in build(name).trained())
-
-
-@every
-def test_a_tuned_backbone_is_in_the_checkpoint(name, tmp_path):
-    """With both switches: every trained tensor by its full name, enough to bring the model back."""
-    from weights.reading import read
-    model, other = (build(name, train_lm=True, train_vision=True) for _ in range(2))
-    model.save(tmp_path / "x.safetensors")
-    tensors = read(tmp_path / "x.safetensors")
-    assert set(tensors) == set(model.trained())
-    assert {"gpt2.wte.weight", "gpt2.h.2.mlp.c_proj.weight", "vit.conv1.weight"} <= set(tensors)
-    with torch.no_grad():
-        for p in other.trained().values():
-            p.zero_()
-    other.restore(tensors, "x")
-    images, idx, _ = inputs()
-    assert torch.equal(model.eval()(images, idx)[0], other.eval()(images, idx)[0])
-
-
-@pytest.mark.parametrize("name", ATTENDS)
-def test_watched_attention_sums_to_one_and_changes_nothing(name):
+@pytest.mark.parametrize("name", ["ituning", "vanilla", "vcgpt"])
+def test_recorded_attention_sums_to_one_and_changes_nothing(name):
     """(R, nh, T, N) per layer, each row of text over its own image's tokens, in their order."""
     model, images, idx = exactly(name)
     feats = model.image_features(images)
 
-    def watch(feats, idx):
+    def record(feats, idx):
         model.method.record_attention = []
         logits, _ = model(feats, idx)
-        seen, model.method.record_attention = model.method.record_attention, None
-        return logits, seen
+        found, model.method.record_attention = model.method.record_attention, None
+        return logits, found
 
-    watched, seen = watch(feats, idx)
-    torch.testing.assert_close(watched, model(feats, idx)[0], rtol=0, atol=1e-5)
+    logits, found = record(feats, idx)
+    close(logits, model(feats, idx)[0])
     first = len(model.lm.h) if name == "vcgpt" else 0
-    assert [l for l, _ in seen] == list(range(first, model.method.layers(model.lm)))
-    # Row 4 alone with its image sees what it saw among the others; token n of the image is column n.
+    assert [l for l, _ in found] == list(range(first, model.method.cache_layers(model.lm)))
+    # Row 4 alone with its image attends as it did among the others; token n of the image is column
+    # n, and in which order they come changes nothing else.
     order = torch.randperm(17)
-    _, alone = watch(feats[1:, order], idx[4:5])
-    for (_, att), (_, one) in zip(seen, alone):
+    one_logits, alone = record(feats[1:, order], idx[4:5])
+    close(one_logits[0], logits[4])
+    for (_, att), (_, one) in zip(found, alone):
         assert att.shape == (6, 4, 7, 17)
         torch.testing.assert_close(att.sum(-1), torch.ones(6, 4, 7).double())
-        torch.testing.assert_close(one[0], att[4][..., order], rtol=0, atol=1e-5)
+        close(one[0], att[4][..., order])
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -239,12 +242,11 @@ def test_eight_pairs_are_learnt_by_heart_and_the_image_is_what_tells_them_apart(
     shuffled images the loss is high again. A prefix moves words only through GPT-2's own attention,
     which does nothing useful with random weights: there GPT-2 learns too, as in ClipCap."""
     model = build(name, perturb=False, train_lm=name == "prefix")
-    with torch.no_grad():  # the frozen head must be able to be sure: ln_f bounds the states it reads
+    with torch.no_grad():  # the frozen head must be able to be sure: ln_f bounds what it reads
         model.lm.wte.weight.mul_(5)
     torch.manual_seed(3)
     images = torch.randn(8, 17, 24)  # feats: a random ViT makes all noise look alike
-    texts = torch.randint(0, 36, (8, 5))
-    eot = torch.full((8, 1), 36)
+    texts, eot = torch.randint(0, 36, (8, 5)), torch.full((8, 1), 36)
     idx, targets = torch.cat([eot, texts], 1), torch.cat([texts, eot], 1)
     optimizer = torch.optim.Adam(model.trained().values(), lr=3e-3 if name == "prefix" else 1e-2)
     for _ in range(300):
@@ -253,6 +255,60 @@ def test_eight_pairs_are_learnt_by_heart_and_the_image_is_what_tells_them_apart(
         loss.backward()
         optimizer.step()
     assert loss < 0.05
-    out, _ = model.eval().beam(images, eot, beam=1, max_new_tokens=6)
-    assert out == torch.cat([texts, eot], 1).tolist()
+    found = model.eval().generate(images, beam=1, max_new_tokens=6, with_ids=True)
+    assert [ids for _, ids in found] == texts.tolist()
     assert model(images.roll(1, 0), idx, targets)[1] > 1
+
+
+# ---------------------------------------------------------------------------- sizes and settings
+
+BASE, MEDIUM, LARGE = (768, 12, 12), (1024, 24, 16), (1280, 36, 20)
+HEAD = dict(readout="head", answers=[str(i) for i in range(3129)])
+
+
+@pytest.mark.parametrize("name, size, settings, total", [
+    ("ituning", BASE, {}, 14_178_816), ("ituning", BASE, dict(heads=4), 14_178_816),
+    ("ituning", MEDIUM, {}, 44_101_632), ("ituning", LARGE, {}, 94_487_040),
+    ("vanilla", BASE, {}, 28_366_848), ("vanilla", BASE, dict(gate=True), 28_366_848 + 12),
+    ("vcgpt", BASE, dict(n_fusion=3), 88_217_856), ("vcgpt", BASE, dict(n_fusion=6), 137_836_800),
+    ("vcgpt", BASE, dict(n_fusion=12, heads=4, self_ensemble=False), 237_074_688),
+    ("prefix", BASE, dict(mapper="mlp"), 32_451_840), ("prefix", BASE, {}, 43_729_920),
+    ("prefix", BASE, dict(tokens="all"), 38_414_592),
+    ("dvp", BASE, {}, 5_960_448), ("dvp", BASE, dict(adapter=0), 2_362_368),
+    ("dvp", BASE, HEAD, 11_953_977)])
+def test_the_number_of_trained_parameters_is_the_paper_s(name, size, settings, total):
+    """With ViT-B/16, D = 768; d the width of GPT-2, L its layers.
+
+    ituning: L (2 d r + 2 D r + 3 r + d), r = d / 2. vanilla: L (4 d^2 + 4 d + 2 d), a gate is one
+    number a layer. vcgpt: n (text 16 d^2 + 19 d + visual 12 d^2 + 13 d) + W_fuse 50,257 d + 2 d.
+    prefix, P = 10: mlp D 5 d + 5 d + 5 d 10 d + 10 d; transformer 8 (8 d^2 + 11 d) + 10 d + 10 (D d
+    + d), with all tokens read 9 (D d + d) less. dvp: cross-attention 2,362,368, 24 adapters
+    3,559,680, 25 norms 38,400, VQA head 5,993,529.
+    """
+    C, L, nh = size
+    with torch.device("meta"):
+        lm = GPT2(GPT2Config(n_layer=L, n_head=nh, n_embd=C))
+        vit = CLIPViT(224, 16, 768, 12, 12, 512)
+        method = find_method(name)
+        model = SeeGPT(vit, lm, method(method.Config(**settings), lm, vit))
+    assert sum(p.numel() for p in model.trained().values()) == total
+
+
+@pytest.mark.parametrize("name, settings, says", [
+    ("ituning", dict(first_layer=-1), "--first_layer"), ("ituning", dict(first_layer=3), "0 to 2"),
+    ("ituning", dict(width_ratio=0.2), "width"), ("vanilla", dict(heads=5), "heads"),
+    ("vcgpt", dict(heads=-1), "heads"), ("vcgpt", dict(n_fusion=0), "n_fusion"),
+    ("prefix", dict(prefix_length=0), "prefix_length"), ("prefix", dict(heads=5), "heads"),
+    ("prefix", dict(mapper="mlp", tokens="all"), "tokens all"),
+    ("dvp", dict(insert_layer=3), "layers 0 to 2"), ("dvp", dict(heads=5), "heads"),
+    ("dvp", dict(adapter=33), "adapter"),
+    ("dvp", dict(readout="head", answers=["x"]), "two answers or more")])
+def test_settings_that_do_not_fit_are_refused(name, settings, says):
+    with pytest.raises(UserError, match=says):
+        build(name, settings=settings)
+
+
+def test_the_readme_s_method_is_a_file_of_40_lines_with_flags_of_its_own(mymethod):
+    assert len(mymethod.read_text("utf-8").splitlines()) <= 40
+    config, = parse(find_method("mymethod").Config, argv=["--scale", "0.5"])
+    assert config.scale == 0.5

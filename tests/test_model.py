@@ -1,48 +1,63 @@
-"""Generation, batches, checkpoints: what model.py promises for any method (here I-Tuning)."""
+"""Generation, one step of training, checkpoints: what model.py promises for any method."""
 
-import dataclasses
+import json
 import math
 import shutil
-from pathlib import Path
+from copy import deepcopy
+from dataclasses import asdict
 
 import pytest
 import torch
+import torch.nn as nn
+from conftest import ROOT
+from test_methods import Letters, V, backbones, build
 
-import ituning
-from lib.cli import UserError
+import train
 from clip_vit import CLIPViT
+from data.batches import Batch, answer_rows, text_rows
+from data.recipes import PRESETS, RECIPES
 from gpt2 import GPT2
-from model import SeeGPT, find_method
-from weights.reading import fingerprint
-from test_methods import V, build
+from ituning import ITuning
+from lib.cli import UserError
+from lib.decoding import Beams
+from lib.settings import find_method, read_command
+from model import Method, SeeGPT, training_step
+from weights.reading import fingerprint, read
+from weights.safetensors import write
 
 EOT = V - 1
-SHAPES = Path(__file__).resolve().parent.parent / "data" / "shapes"
+TINY = {name: ROOT / "data" / "shapes" / f"tiny-{kind}"
+        for name, kind in (("lm", "gpt2"), ("clip", "clip"))}
 
 
-def slow_greedy(model, image, prompt, n):
-    """The likeliest token, again and again, without cache or batch."""
-    ids = list(prompt)
-    for _ in range(n):
-        logits, _ = model(image[None], torch.tensor([ids]))
-        ids.append(int(logits[0, -1].argmax()))
-        if ids[-1] == EOT:
-            break
-    return ids[len(prompt):]
+def speaker(name="ituning", eot=EOT):
+    """A model whose texts end now and then, with the id eot."""
+    model = build(name).eval()
+    model.lm.tokenizer = Letters(eot)
+    with torch.no_grad():
+        model.lm.wte.weight[eot] *= 2
+    return model
+
+
+def noise(n, seed):
+    torch.manual_seed(seed)
+    return torch.randn(n, 3, 16, 16)
 
 
 def slow_beam(model, image, prompt, beam, n, penalty):
-    """Beam search in plain Python: whole texts, no cache, every continuation of every text scored."""
-    alive, done = [(0.0, [])], []
+    """Beam search in plain Python: no cache, every continuation of every text scored."""
+    alive, done, eot = [(0.0, [])], [], model.lm.eot
     for step in range(n):
         options = []
         for score, ids in alive:
-            logp = model(image[None], torch.tensor([prompt + ids]))[0][0, -1].log_softmax(0)
+            given, idx = torch.tensor([len(prompt)]), torch.tensor([prompt + ids])
+            logits, _ = model(image[None], idx, condition_len=given)
+            logp = logits[0, -1].log_softmax(0)
             options += [(score + logp[t].item(), ids + [t]) for t in range(V)]
         options = sorted(options, key=lambda o: -o[0])[:2 * beam]
         alive = []
         for rank, (score, ids) in enumerate(options):
-            if ids[-1] == EOT or step == n - 1:
+            if ids[-1] == eot or step == n - 1:
                 if rank < beam:
                     done.append((score / len(ids) ** penalty, ids))
             elif len(alive) < beam:
@@ -53,150 +68,139 @@ def slow_beam(model, image, prompt, beam, n, penalty):
     return done[0]
 
 
-@pytest.fixture(scope="module")
-def model():
-    model = build("ituning").eval()
-    with torch.no_grad():  # so that texts end now and then
-        model.lm.wte.weight[EOT] *= 2
+@torch.no_grad()
+@pytest.mark.parametrize("name, beam, penalty, eot", [
+    ("ituning", 1, 0.0, EOT), ("ituning", 2, 0.0, EOT), ("ituning", 3, 1.0, 0),
+    ("ituning", 5, 2.0, 17), ("vanilla", 3, 1.0, EOT), ("vcgpt", 1, 0.0, EOT),
+    ("vcgpt", 3, 0.0, EOT), ("prefix", 3, 1.0, EOT), ("dvp", 3, 0.0, EOT)])
+def test_cached_batched_beam_search_equals_a_plain_one(name, beam, penalty, eot):
+    """All caches are reordered alike, those of a stack or behind a prefix too. One beam is greedy.
+    The end may be any id, the first or one in the middle of a padded vocabulary."""
+    model, images, prompt = speaker(name, eot), noise(6, 6), [eot, 4, 9]
+    search = Beams(6, beam, 7, penalty, eot)
+    model.decode(model.image_features(images), torch.tensor([prompt] * 6), search, 7)
+    for image, ids, score in zip(images, search.texts, search.scores):
+        slow_score, slow_ids = slow_beam(model, image, prompt, beam, 7, penalty)
+        assert ids == slow_ids and math.isclose(score, slow_score, abs_tol=1e-4)
+    assert name != "ituning" or len({*map(len, search.texts)}) > 1  # some ended early, some not
+
+
+@pytest.mark.parametrize("how", [dict(beam=1), dict(beam=5), dict(beam=3, length_penalty=1.0)])
+def test_64_images_in_a_batch_get_the_captions_they_get_alone(how):
+    model, images, prompts = speaker(), noise(64, 8), ["ab", "c"] * 32
+    together = model.generate(images, prompts, max_new_tokens=8, **how)
+    alone = [model.generate(image[None], prompt, max_new_tokens=8, **how)[0]
+             for image, prompt in zip(images, prompts)]
+    assert together == alone and len(set(together)) > 30
+
+
+@pytest.mark.parametrize("eot", [0, 17, EOT])
+@pytest.mark.parametrize("how", [dict(beam=3), dict(temperature=2.0)])
+def test_nothing_stands_behind_the_end_of_a_text_whichever_id_it_has(how, eot):
+    found = speaker(eot=eot).generate(noise(50, 10), max_new_tokens=9, with_ids=True, **how)
+    lengths = {len(ids) for _, ids in found}
+    assert len(lengths) > 3 and max(lengths) == 9  # some ended early, some not at all
+    assert all(eot not in ids and text == Letters().decode(ids) for text, ids in found)
+
+
+def test_drawing_follows_the_temperature_and_top_k():
+    model, images = speaker(), noise(50, 10)
+    draw = lambda **how: model.generate(images, max_new_tokens=9, **how)
+    assert draw(beam=1) == draw(temperature=1e-6) == draw(temperature=1.0, top_k=1)
+    assert draw(beam=1) != draw(temperature=2.0)
+
+
+def test_too_long_a_generation_is_refused():
+    with pytest.raises(UserError, match="positions"):
+        speaker().generate(noise(1, 0), max_new_tokens=99)
+
+
+def test_frozen_weights_held_in_bfloat16_give_what_autocast_gives():
+    """Bit for bit, and only matrices of frozen layers change their type."""
+    model, images, idx = build("ituning").eval(), noise(4, 11), torch.randint(0, V, (4, 6))
+    with torch.autocast("cpu", torch.bfloat16):
+        before = model(images, idx)[0]
+        assert torch.equal(model.cast_frozen(torch.bfloat16)(images, idx)[0], before)
+    cast = {n for n, p in model.named_parameters() if p.dtype == torch.bfloat16}
+    assert {"lm.h.0.attn.c_attn.weight", "vit.transformer.resblocks.1.attn.in_proj_weight"} <= cast
+    assert not any(n.startswith("method.") or "ln" in n or "embedding" in n or "wpe" in n
+                   for n in cast)
+
+
+# ---------------------------------------------------------------------------- a method of one's own
+
+class Chooser(Method):
+    """Chooses an answer by the image alone; what it says beyond that is Method's own."""
+
+    answers = ("yes", "no", "maybe")
+
+    def __init__(self, config, lm, vit):
+        super().__init__()
+        self.map = nn.Linear(vit.width, 3)
+
+    def encode_image(self, feats):
+        return self.map(feats.mean(1))
+
+    def logits(self, lm, x, ctx, state):
+        return ctx.repeat_interleave(len(x) // len(ctx), 0)
+
+
+def chooser(soft=False):
+    torch.manual_seed(0)
+    vit, lm = backbones()
+    model = SeeGPT(vit, lm, Chooser(Chooser.Config(), lm, vit))
+    model.method.soft_answers = soft
     return model
 
 
-def test_greedy_equals_naive_generation_token_by_token(model):
-    torch.manual_seed(5)
-    images = torch.randn(12, 3, 16, 16)
-    idx = torch.full((12, 1), EOT)
-    out, _ = model.beam(images, idx, beam=1, max_new_tokens=9)
-    slow = [slow_greedy(model, image, [EOT], 9) for image in images]
-    assert out == slow
-    assert len({len(x) for x in out}) > 1  # some ended early, some did not
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_method_with_answers_needs_to_say_no_more_than_those(soft):
+    """Soft: binary cross-entropy summed over answers; else cross-entropy. Filler rows do not count,
+    answers outside the classes do: for such a row nothing is right."""
+    model, images = chooser(soft), noise(2, 1)
+    targets = torch.tensor([[1.0, 0, 0], [0.4, 0.6, 0], [0, 0, 0], [-1, -1, -1]])
+    logits, loss = model(images, torch.full((4, 1), EOT), targets)
+    assert logits.shape == (4, 3) and torch.equal(logits[0], logits[1])
+    p = logits.sigmoid() if soft else logits.softmax(-1)
+    by_hand = -targets * p.log() - (1 - targets) * (1 - p).log() * soft
+    torch.testing.assert_close(loss, by_hand[:3].sum() / 3)
+    for found in (model.answer(images, ["ab", "abc"], top=3), model.choose(images, ["", "x"], 3)):
+        for row, q in zip(found, p[::2].tolist()):
+            assert row == sorted(zip(model.method.answers, q), key=lambda pair: -pair[1])
+    assert [[row[0]] for row in found] == model.choose(images, ["", ""])
+    with pytest.raises(UserError, match="ask it questions"):
+        model.generate(images)
+    with pytest.raises(UserError, match="writes its answers"):
+        build("ituning").answer(images, ["ab", "abc"])
 
 
-@pytest.mark.parametrize("beam, penalty", [(2, 0.0), (3, 1.0), (5, 2.0)])
-def test_cached_batched_beam_search_equals_a_plain_one(model, beam, penalty):
-    torch.manual_seed(6)
-    images = torch.randn(6, 3, 16, 16)
-    prompt = [EOT, 4, 9]
-    out, scores = model.beam(images, torch.tensor([prompt] * 6), beam, 7, penalty)
-    for image, ids, score in zip(images, out, scores):
-        slow_score, slow_ids = slow_beam(model, image, prompt, beam, 7, penalty)
-        assert ids == slow_ids and math.isclose(score, slow_score, abs_tol=1e-4)
+CLASSES = {answer: i for i, answer in enumerate(Chooser.answers)}
 
 
-@pytest.mark.parametrize("beam", [1, 3])
-def test_a_batch_gives_what_its_images_give_alone(model, beam):
-    torch.manual_seed(7)
-    images = torch.randn(9, 3, 16, 16)
-    idx = torch.full((9, 1), EOT)
-    together, _ = model.beam(images, idx, beam, 8)
-    alone = [model.beam(images[i:i + 1], idx[:1], beam, 8)[0][0] for i in range(9)]
-    assert together == alone
+@pytest.mark.parametrize("model, rows", [
+    (build("ituning"), lambda texts: text_rows(texts, 3, Letters(), 40)),
+    (chooser(), lambda texts: answer_rows(texts, 3, Letters(), CLASSES, False))])
+def test_a_step_of_unequal_micro_batches_is_that_of_one_big_batch(model, rows):
+    """The loss is a mean over all targets, so a micro-batch counts by its number of them. The norm
+    of the gradient is limited, but told as it was."""
+    images, texts = noise(3, 2), [[("ab", {"yes": 1})] * n for n in (1, 3, 2)]
+    begin = {n: p.detach().clone() for n, p in model.trained().items()}
 
+    def step(*parts):
+        model.restore(begin, "begin")
+        optimizer = torch.optim.SGD(model.trained().values(), lr=1.0)
+        batch = [Batch(images[part], *rows(texts[part])) for part in parts]
+        found = training_step(model, batch, optimizer, 0.01)
+        return *found, {n: begin[n] - p.detach() for n, p in model.trained().items()}
 
-def test_64_images_in_a_batch_get_the_captions_they_get_alone(model):
-    """As texts, through the tokenizer: by beam search, and with early stopping and a penalty."""
-    class Letters:  # one token a letter
-        eot_token = EOT
-        encode_ordinary = staticmethod(lambda text: [ord(c) - 97 for c in text])
-        decode = staticmethod(lambda ids: "".join(chr(97 + i) for i in ids))
-
-    model.lm.tokenizer = Letters()
-    torch.manual_seed(8)
-    images = torch.randn(64, 3, 16, 16)
-    for how in (dict(beam=1), dict(beam=5), dict(beam=3, length_penalty=1.0, early_stopping=True)):
-        how |= dict(prompt=["ab", "c"] * 32, max_new_tokens=8)
-        together = model.generate(images, **how)
-        alone = [model.generate(image[None], **how | {"prompt": prompt})[0]
-                 for image, prompt in zip(images, how["prompt"])]
-        assert together == alone and len(set(together)) > 30
-
-
-def test_early_stopping_ends_with_the_first_finished_texts(model):
-    """Without it the search goes on while an unfinished text scores more: never worse, now and then better."""
-    torch.manual_seed(9)
-    images, idx = torch.randn(40, 3, 16, 16), torch.full((40, 1), EOT)
-    _, patient = model.beam(images, idx, 3, 9, length_penalty=1.0)
-    _, hasty = model.beam(images, idx, 3, 9, length_penalty=1.0, early_stopping=True)
-    assert (patient >= hasty - 1e-6).all() and (patient > hasty + 1e-4).any()
-
-
-def test_sampling_freezes_a_row_at_its_end_and_follows_temperature(model):
-    torch.manual_seed(10)
-    images, idx = torch.randn(50, 3, 16, 16), torch.full((50, 1), EOT)
-    greedy, _ = model.beam(images, idx, 1, 9)
-    assert model.sample(images, idx, 9, temperature=1e-6) == greedy == model.sample(images, idx, 9, top_k=1)
-    drawn = model.sample(images, idx, 9, temperature=2.0)
-    assert drawn != greedy and len({len(ids) for ids in drawn}) > 3
-    for ids in drawn:
-        assert EOT not in ids[:-1] and (len(ids) == 9 or ids[-1] == EOT)
-
-
-def test_frozen_weights_held_in_bfloat16_give_what_autocast_gives(model):
-    """Bit for bit, and only matrices of frozen layers change their type."""
-    model = build("ituning").eval()
-    torch.manual_seed(11)
-    images, idx = torch.randn(4, 3, 16, 16), torch.randint(0, V, (4, 6))
-    with torch.autocast("cpu", torch.bfloat16):
-        before = model(images, idx)[0]
-        after = model.cast_frozen("bfloat16")(images, idx)[0]
-    assert torch.equal(before, after)
-    held = {n for n, p in model.named_parameters() if p.dtype == torch.bfloat16}
-    assert "gpt2.h.0.attn.c_attn.weight" in held and "vit.transformer.resblocks.1.attn.in_proj_weight" in held
-    assert not any(n.startswith("method.") or "ln" in n or "embedding" in n or "wpe" in n for n in held)
-
-
-def test_too_long_a_generation_is_refused(model):
-    with pytest.raises(UserError, match="positions"):
-        model.beam(torch.randn(1, 3, 16, 16), torch.tensor([[EOT]]), 1, 99)
-
-
-# ---------------------------------------------------------------------------- checkpoints
-
-def run_folder(tmp_path, **change):
-    """Backbones in the public layout and a trained run on them, as train.py leaves it."""
-    gpt2_dir, clip_dir = tmp_path / "tiny-gpt2", tmp_path / "tiny-clip"
-    for folder in (gpt2_dir, clip_dir):
-        shutil.copytree(SHAPES / folder.name, folder)
-    gpt2, vit = GPT2.from_pretrained(gpt2_dir), CLIPViT.from_pretrained(clip_dir)
-    config = ituning.Config(first_layer=1)
-    model = SeeGPT(vit, gpt2, ituning.ITuning(config, gpt2, vit)).eval()
-    with torch.no_grad():
-        for p in model.trained().values():
-            p.add_(0.1 * torch.randn_like(p))
-    model.run_info = {"method": "ituning", "config": dataclasses.asdict(config), "dataset": "x",
-                    "train_lm": False, "train_vision": False,
-                    "gpt2": {"name": str(gpt2_dir), "sha256": fingerprint(gpt2)},
-                    "clip": {"name": str(clip_dir), "sha256": fingerprint(vit)}} | change
-    model.save(tmp_path / "run" / "last.safetensors")
-    return model, gpt2_dir, clip_dir
-
-
-def test_a_run_folder_is_all_that_load_needs(tmp_path):
-    model, _, _ = run_folder(tmp_path)
-    loaded = SeeGPT.load(tmp_path / "run")
-    images = torch.randn(2, 3, model.vit.image_size, model.vit.image_size)
-    idx = torch.randint(0, 50, (2, 4))
-    assert torch.equal(loaded(images, idx)[0], model(images, idx)[0])
-    assert loaded.generate(images, beam=2, max_new_tokens=5) == model.generate(images, beam=2, max_new_tokens=5)
-
-
-def test_other_frozen_weights_are_refused(tmp_path):
-    """An adapter means nothing on top of other weights: one changed number is enough."""
-    from weights.reading import read
-    from weights.safetensors import write
-    _, gpt2_dir, _ = run_folder(tmp_path)
-    tensors = read(gpt2_dir)
-    next(iter(tensors.values())).view(-1)[0] += 1
-    write(gpt2_dir / "model.safetensors", tensors)
-    with pytest.raises(UserError, match="other gpt2 weights"):
-        SeeGPT.load(tmp_path / "run")
-
-
-def test_a_folder_without_a_checkpoint_and_a_foreign_file_are_refused(tmp_path):
-    _, gpt2_dir, _ = run_folder(tmp_path)
-    with pytest.raises(UserError, match="no checkpoint here"):
-        SeeGPT.load(tmp_path)
-    with pytest.raises(UserError, match="not a checkpoint of train.py"):
-        SeeGPT.load(gpt2_dir / "model.safetensors")
+    big, small = step(slice(0, 3)), step(slice(0, 1), slice(1, 3))
+    torch.testing.assert_close(big, small, rtol=1e-4, atol=1e-7)
+    model.restore(begin, "begin")
+    loss, count, norm, moved = big
+    mean = model(images, *rows(texts))[1].item()
+    assert loss / count == pytest.approx(mean) and count == 6 * (1 if model.method.answers else 5)
+    assert norm > 0.01
+    assert sum(m.square().sum() for m in moved.values()).sqrt() == pytest.approx(0.01, 1e-3)
 
 
 def test_a_typo_in_the_method_is_answered_with_the_nearest_name():
@@ -204,11 +208,90 @@ def test_a_typo_in_the_method_is_answered_with_the_nearest_name():
         find_method("itunning")
 
 
-def test_a_method_of_ones_own_is_found_by_its_file_name(tmp_path, monkeypatch):
-    (tmp_path / "mymethod.py").write_text("from model import Method as Base\nclass Method(Base):\n    extra = 2\n")
+OWN = """
+from dataclasses import dataclass
+import model
+from lib.cli import opt
+class Method(model.Method):
+    n_prompt = 2
+    @dataclass
+    class Config:
+        strength: float = opt(1.0, "of it")
+"""
+
+
+@pytest.mark.parametrize("name, text, says", [
+    ("own_good", OWN, None), ("own_empty", "", "needs a class Method"),
+    ("own_outside", OWN + "class Config: pass", "with its Config inside"),
+    ("own_clash", OWN.replace("strength", "lr"), "two settings are called lr"),
+    ("own_alias", OWN.replace("strength", "gpt2"), "two settings are called gpt2")])
+def test_a_method_of_ones_own_is_found_by_its_file_name_or_refused_in_a_line(
+        name, text, says, tmp_path, monkeypatch):
+    (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    cls, config = find_method("mymethod")
-    assert cls.extra == 2 and dataclasses.fields(config) == ()
-    (tmp_path / "empty.py").write_text("")
-    with pytest.raises(UserError, match="no class Method"):
-        find_method("empty")
+    read = lambda: read_command(train.Config, RECIPES, PRESETS,
+                                argv=["--method", name, "--out", str(tmp_path / "run")])
+    if says:
+        with pytest.raises(UserError, match=says) as error:
+            read()
+        assert "\n" not in str(error.value)
+    else:
+        assert read()[1].strength == 1.0 and find_method(name).n_prompt == 2
+
+
+# ---------------------------------------------------------------------------- checkpoints
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model on the committed backbones, and the run's folder as train.py leaves it."""
+    lm, vit = GPT2.from_pretrained(TINY["lm"]), CLIPViT.from_pretrained(TINY["clip"])
+    config = ITuning.Config(first_layer=1)
+    model = SeeGPT(vit, lm, ITuning(config, lm, vit)).eval()
+    with torch.no_grad():
+        for p in model.trained().values():
+            p.add_(0.1 * torch.randn_like(p))
+    model.run_info = {"method": "ituning", "config": asdict(config), "dataset": "x",
+                      "train_lm": False, "train_vision": False,
+                      "lm": {"name": str(TINY["lm"]), "sha256": fingerprint(lm)},
+                      "clip": {"name": str(TINY["clip"]), "sha256": fingerprint(vit)}}
+    run = tmp_path_factory.mktemp("trained") / "run"
+    model.save(run / "last.safetensors")
+    return model, run
+
+
+def test_a_run_folder_is_all_that_load_needs(trained):
+    model, run = trained
+    loaded, images = SeeGPT.load(run), torch.randn(2, 3, 64, 64)
+    idx = torch.randint(0, 50, (2, 4))
+    assert torch.equal(loaded(images, idx)[0], model(images, idx)[0])
+    assert loaded.run_info == model.run_info and not loaded.training
+
+
+def test_frozen_weights_may_lie_elsewhere_but_not_be_others(trained, tmp_path):
+    """An adapter means nothing on top of other weights: one changed number is enough."""
+    shutil.copytree(TINY["lm"], tmp_path / "moved")
+    SeeGPT.load(trained[1], lm=tmp_path / "moved")
+    tensors = read(tmp_path / "moved")
+    next(iter(tensors.values())).view(-1)[0] += 1
+    write(tmp_path / "moved" / "model.safetensors", tensors)
+    with pytest.raises(UserError, match="other lm weights"):
+        SeeGPT.load(trained[1], lm=tmp_path / "moved")
+
+
+@pytest.mark.parametrize("change, says", [
+    (lambda tensors, info: info.clear(), "not a checkpoint of train.py"),
+    (lambda tensors, info: info.pop("lm"), "earlier version of train.py"),
+    (lambda tensors, info: info["config"].update(no_such=1), "has other settings than"),
+    (lambda tensors, info: tensors.popitem(), "does not fit this model")])
+def test_a_file_that_is_no_checkpoint_of_this_model_is_refused(trained, tmp_path, change, says):
+    model, run = trained
+    tensors, info = read(run / "last.safetensors"), deepcopy(model.run_info)
+    change(tensors, info)
+    write(tmp_path / "x.safetensors", tensors, {"seegpt": json.dumps(info)} if info else {})
+    with pytest.raises(UserError, match=says):
+        SeeGPT.load(tmp_path / "x.safetensors")
+
+
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint here"):
+        SeeGPT.load(tmp_path)
