@@ -12,10 +12,10 @@ import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
 from test_weights import A, D, complaint, packed, saved
 
 import weights.download
@@ -274,7 +274,7 @@ def test_without_hash_and_size_the_structure_must_do(unknown, shelf):
     ("x.pt", ARCHIVE, b"PK\x03\x04 and nothing more"),
     ("x.safetensors", SAFE, SAFE[:-1]),
     ("x.safetensors", SAFE, ARCHIVE),
-], ids=str)
+], ids=["json", "txt", "gz", "pt", "safetensors", "another kind"])
 def test_the_structure_of_every_kind_of_public_file_is_checked(tmp_path, kind, good, bad):
     for data in (good, bad):
         (tmp_path / "x").write_bytes(data)
@@ -325,7 +325,7 @@ def test_the_command_without_a_name_lists_the_public_files(capsys):
 
 
 def test_from_the_shell_a_mistake_is_one_line_and_status_1():
-    done = subprocess.run([sys.executable, "-m", "weights", "gtp2"], cwd=ROOT, text=True,
-                          capture_output=True)
+    done = subprocess.run([sys.executable, "-m", "weights", "gtp2"], text=True,
+                          capture_output=True, cwd=Path(weights.__file__).parent.parent)
     assert done.returncode == 1 and done.stdout == "" and len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("error: gtp2") and "did you mean gpt2?" in done.stderr
