@@ -66,7 +66,7 @@ class QuickGELU(nn.Module):
 
 
 class ResidualAttentionBlock(nn.Module):
-    """The same pre-norm block as GPT-2's, with its own activation and without a cache."""
+    """The same pre-norm block as GPT-2's, with another activation and without a cache."""
 
     def __init__(self, width, heads):
         super().__init__()
@@ -119,8 +119,8 @@ class CLIPViT(nn.Module):
         """Preprocessed images (B, 3, H, W), H = W = image_size -> feats (B, N, D), before ln_post:
         the class token, then the patches row by row. UserError for another size."""
         if images.shape[-2:] != (self.image_size, self.image_size):
-            raise UserError(f"images of {images.shape[-1]} x {images.shape[-2]} pixels, but this "
-                            f"ViT sees {self.image_size} x {self.image_size}: use preprocess")
+            raise UserError(f"images of {tuple(images.shape[-2:])} pixels, but this ViT sees "
+                            f"{self.image_size} x {self.image_size}: use preprocess")
         x = self.conv1(images).flatten(2).transpose(1, 2)  # (B, grid * grid, D)
         x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], 1)  # (B, N, D)
         return self.transformer(self.ln_pre(x + self.positional_embedding))
@@ -128,16 +128,14 @@ class CLIPViT(nn.Module):
     def encode_image(self, images):
         """Images -> (B, E) in the space shared with the text tower, not normalised."""
         if self.proj is None:
-            raise UserError("these image weights have no projection (visual_projection): use a "
-                            "full CLIP file")
+            raise UserError("no projection (visual_projection) in this file: use a full CLIP's")
         return self.ln_post(self(images)[:, 0]) @ self.proj
 
     @classmethod
     def from_pretrained(cls, name):
         """Loads "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px", a file or a folder: OpenAI's
         archives and transformers' CLIPModel, CLIPVisionModel(WithProjection); float32, eval mode.
-        UserError if a tensor is missing, unknown or of the wrong shape.
-        """
+        UserError if a tensor is missing, unknown or of the wrong shape."""
         path = locate(name)
         tensors, heads = read_clip(path)
         ours = {k.removeprefix("visual."): t for k, t in tensors.items() if k.startswith("visual.")}
@@ -198,8 +196,7 @@ def preprocess(image, size, crop=True):
     else:
         short, long = size, int(size * max(w, h) / min(w, h))
         w, h = (short, long) if w <= h else (long, short)
-        # Pillow's bicubic antialiases when it shrinks; F.interpolate does not.
-        image = image.resize((w, h), Image.BICUBIC)
+        image = image.resize((w, h), Image.BICUBIC)  # antialiases, which F.interpolate does not
         # differs: torchvision rounds the crop's origin, transformers truncates it; here the latter.
         x, y = (w - size) // 2, (h - size) // 2
         image = image.crop((x, y, x + size, y + size))

@@ -36,15 +36,14 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from lib.cli import UserError, opt, parse, run
+from lib.decoding import sample_token
 from weights.public import locate
 from weights.reading import head_count, load_into, metadata, read, read_config
 from weights.tokenizers import get_tokenizer
 
 
 @dataclass
-class GPT2Config:
-    """The sizes of one GPT-2. The defaults are those of the smallest public one, "gpt2"."""
-
+class GPT2Config:  # of the smallest public one, "gpt2"
     vocab_size: int = 50257
     n_positions: int = 1024
     n_layer: int = 12
@@ -113,8 +112,8 @@ class Attention(nn.Module):
         if S == T:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
-            # pitfall: is_causal aligns a T x S mask at the top left, where query 0 sees key 0 only.
-            # New tokens stand at the end: the last of them sees all S keys.
+            # pitfall: is_causal aligns a T x S mask at the top left. New tokens stand at the end:
+            # the last of them sees all S keys.
             mask = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.c_proj(y.transpose(1, 2).reshape(R, T, C))
@@ -129,13 +128,12 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x):
-        # pitfall: GPT-2 was trained with the tanh form. The exact GELU gives no error, only
-        # slightly wrong logits (karpathy/nanoGPT PR #274).
+        # pitfall: the exact GELU gives no error, only slightly wrong logits (nanoGPT PR #274).
         return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
 
 
 class Block(nn.Module):
-    """One layer: attention mixes positions, the MLP thinks about each; both add to x."""
+    """One layer: attention mixes positions, the MLP works on each; both add to x."""
 
     def __init__(self, config):
         super().__init__()
@@ -147,23 +145,6 @@ class Block(nn.Module):
     def forward(self, x, cache=None, l=0):
         x = x + self.attn(self.ln_1(x), cache, l)
         return x + self.mlp(self.ln_2(x))
-
-
-def sample_token(logits, temperature, top_k=0, top_p=1.0):
-    """Next token ids (B,) from logits (B, V). Temperature 0: the likeliest one, no dice.
-
-    top_k: only among so many; 0: all. top_p (Holtzman et al. 2020): only among the fewest tokens
-    whose probabilities sum to at least so much. Both: first top_k, then top_p.
-    """
-    if temperature == 0:
-        return logits.argmax(-1)
-    logits, ids = (logits / temperature).sort(-1, descending=True)
-    if top_k:
-        logits[:, top_k:] = -math.inf
-    p = logits.softmax(-1)
-    before = p.cumsum(-1) - p  # what the likelier ones sum to
-    p[:, 1:][before[:, 1:] >= top_p] = 0  # the likeliest always stays
-    return ids.gather(1, torch.multinomial(p, 1)).squeeze(1)
 
 
 class GPT2(nn.Module):
@@ -226,8 +207,7 @@ class GPT2(nn.Module):
     def from_pretrained(cls, name):
         """Loads "gpt2", "gpt2-medium", ... (`python -m weights` lists them), a file, or a folder as
         transformers' save_pretrained writes it; float32, eval mode. UserError if a tensor is
-        missing, unknown or of the wrong shape.
-        """
+        missing, unknown or of the wrong shape."""
         path = locate(name)
         tensors = rename(read(path), path)
         model = load_into(lambda: cls(infer_config(tensors, path)), tensors, path)

@@ -17,8 +17,8 @@
 
 paper: Luo et al., "I-Tuning: Tuning Frozen Language Models with Image for Lightweight Image
 Captioning", ICASSP 2023, arXiv 2202.06574. The cross-attention is a filter: it selects from the
-image what the text state asks for, and adjusts that state. No token is added to the text. In the
-second half of the file: Vanilla (inside every layer) and VCGPT (a stack on top of all).
+image what the text state asks for, and adjusts that state. No token is added to the text.
+Then: Vanilla (inside every layer) and VCGPT (a stack on top of all).
 
 B images, R = B * k rows of text, T tokens, N image tokens, C GPT-2 width, D ViT width, nh heads,
 r = nh * hs width of a module

@@ -14,8 +14,8 @@
                           (loss)
 
 [frozen], (a method's hook). A method is one nn.Module with these four hooks, most of them left at
-their default, which is plain GPT-2. model.py calls them; gpt2.py and clip_vit.py never hear of
-them. Rows i*k .. i*k + k-1 belong to image i; ctx stays per image and is never copied k times.
+their default, which is plain GPT-2; gpt2.py and clip_vit.py never hear of them. Rows i*k .. i*k +
+k-1 belong to image i; ctx stays per image and is never copied k times.
 
 B images, R rows of text, T tokens, N image tokens, D ViT width, C width and L layers of the
 language model, V vocabulary, A answers to choose from
@@ -26,7 +26,6 @@ Next: ituning.py
 import json
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -35,13 +34,13 @@ import torch.nn.functional as F
 from clip_vit import CLIPViT
 from data.batches import count_targets, pad
 from data.tasks import condition
-from gpt2 import GPT2, Cache, sample_token
+from gpt2 import GPT2, Cache
 from lib.cli import UserError
-from lib.decoding import Beams, Draws
+from lib.decoding import Beams, Draws, sample_token
 from lib.devices import cast_matrices, to_device
 from lib.files import repo_path
 from lib.runs import checkpoint_file, read_run_info, restore
-from lib.settings import find_method
+from lib.settings import find_method, method_config
 from weights.reading import fingerprint, read
 from weights.safetensors import write
 
@@ -200,15 +199,14 @@ class SeeGPT(nn.Module):
     def condition_lengths(self, lengths):
         """Lengths (R,) of what is given of each text -> of its condition: for a captioner the first
         token alone, whatever the prompt, as in training."""
-        captions = self.run_info.get("task") == "captions"
-        return torch.ones_like(lengths) if captions else lengths
+        return torch.ones_like(lengths) if self.run_info.get("task") == "captions" else lengths
 
     @torch.no_grad()
     def generate(self, images, prompt="", beam=5, max_new_tokens=30, length_penalty=0.0,
                  temperature=0.0, top_k=0, top_p=1.0, with_ids=False):
         """One caption per image, without the prompt; prompt is one text or one per image.
 
-        Beam search; beam 1 is greedy. temperature above 0 draws instead (gpt2.sample_token).
+        Beam search; beam 1 is greedy. temperature above 0 draws instead (lib/decoding.py).
         with_ids: (caption, its token ids) per image. UserError for a method with answers.
         """
         feats, eot = self.image_features(images), self.lm.eot
@@ -232,8 +230,7 @@ class SeeGPT(nn.Module):
         if self.method.answers:
             raise UserError("this model chooses among answers, it writes no text: ask it questions")
         if T + max_new_tokens > most:
-            raise UserError(f"prompt and caption need {T + max_new_tokens} positions, this GPT-2 "
-                            f"has {most}: ask for fewer new tokens")
+            raise UserError(f"{T + max_new_tokens} positions needed, {most} there: ask for less")
         ctx = self.method.encode_image(feats)
         cache = Cache(self.method.cache_layers(self.lm), T + max_new_tokens + self.method.n_prompt)
         condition_len = self.condition_lengths(torch.full((B,), T, device=idx.device))
@@ -251,9 +248,8 @@ class SeeGPT(nn.Module):
             logits = self.forward_text(new, ctx, TextState(cache, pos, condition_len, every))
 
     def answer(self, images, questions, top=5):
-        """[(answer, probability), ...] per question, best first; images (B, ...), one a question,
-        or None. Questions may be hypotheses, for a model trained on these. UserError for a method
-        that writes: ask it with generate."""
+        """[(answer, probability), ...] per question (a model of hypotheses: per hypothesis), best
+        first; images (B, ...), one a question, or None. UserError for a method that writes."""
         task = self.run_info.get("task", "question")
         return self.choose(images, [condition({task: q}) for q in questions], top)
 
@@ -261,8 +257,7 @@ class SeeGPT(nn.Module):
     def choose(self, images, conditions, top=1):
         """As answer, for whole conditions (data/tasks.py)."""
         if not self.method.answers:
-            raise UserError("this model writes its answers, so they have no probabilities: "
-                            "generate(images, prompt)")
+            raise UserError("this model writes its answers: generate(images, prompt)")
         idx, condition_len = pad(conditions, self.lm.tokenizer, self.lm.wte.weight.device)
         logits, _ = self(images, idx, condition_len=condition_len)
         p, which = self.method.probabilities(logits).topk(min(top, logits.shape[1]))
@@ -275,7 +270,7 @@ class SeeGPT(nn.Module):
         """Writes every trained parameter and nothing else; notes and run_info are its metadata."""
         tensors = {n: p.detach().cpu().contiguous() for n, p in self.trained().items()}
         info = json.dumps({**self.run_info, **notes})
-        write(Path(path), tensors, {"format": "pt", "seegpt": info})
+        write(path, tensors, {"format": "pt", "seegpt": info})
 
     @classmethod
     def load(cls, path, device="cpu", lm=None, clip=None):
@@ -291,11 +286,7 @@ class SeeGPT(nn.Module):
             if not info[flag] and fingerprint(model) != info[name]["sha256"]:
                 raise UserError(f"{path} was trained on other {name} weights than "
                                 f"{info[name]['name']} holds now; give those with --{name} PATH")
-        method = find_method(info["method"])
-        try:
-            config = method.Config(**info["config"])
-        except TypeError as e:
-            raise UserError(f"{path} has other settings than the method now ({e}): train it again")
+        method, config = find_method(info["method"]), method_config(info, path)
         model = cls(vit, lm, method(config, lm, vit), info["train_lm"], info["train_vision"])
         model.run_info = info
         model.restore(read(path), path)
@@ -312,10 +303,9 @@ def training_step(forward, batch, optimizer, grad_clip, scaler=None, autocast=No
                   processes=None):
     """One optimiser step: forward, backward, step -> (summed loss, its number of targets, norm).
 
-    forward: the model, perhaps compiled; forward(*micro) -> logits, mean loss. batch: a list of
-    micro-batches (data/batches.py), whose losses are weighted by their numbers of targets, over all
-    processes: so the gradient is that of one big batch, however it is cut. norm is the gradient's,
-    before it is clipped to grad_clip.
+    forward(*micro) -> logits, mean loss: the model, perhaps compiled. batch: micro-batches (data/
+    batches.py), whose losses are weighted by their numbers of targets, over all processes: so the
+    gradient is that of one big batch, however it is cut. norm: of the gradient, before clipping.
     """
     params = [p for group in optimizer.param_groups for p in group["params"]]
     scaler = scaler or torch.amp.GradScaler(enabled=False)

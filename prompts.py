@@ -37,17 +37,15 @@ class Prefix(Method):
     constants stand behind them, and what becomes of these is the prefix. pitfall: frozen does not
     mean free, the gradient comes down through all layers of GPT-2.
 
-    differs: ClipCap maps CLIP's final embedding; all methods here get the tokens before the last
-    norm. Its prefix takes GPT-2's first P positions; here only text tokens have positions.
+    differs: ClipCap maps CLIP's final embedding, here tokens before the last norm are mapped. Its
+    prefix takes GPT-2's first P positions; here only text tokens have positions.
     """
 
     @dataclass
     class Config:
-        mapper: str = opt("transformer", "image to prefix (ClipCap: mlp if GPT-2 is tuned)",
-                          choices=("transformer", "mlp"))
+        mapper: str = opt("transformer", "mlp if GPT-2 is tuned", choices=("transformer", "mlp"))
         prefix_length: int = opt(10, "prefix tokens (ClipCap 10)")
-        tokens: str = opt("class", "the transformer reads the class token (ClipCap) or all (ours)",
-                          choices=("class", "all"))
+        tokens: str = opt("class", "that it reads; all: ours", choices=("class", "all"))
         mapper_layers: int = opt(8, "of the transformer (ClipCap 8)")
         heads: int = opt(8, "of the transformer (ClipCap 8)")
 
@@ -88,15 +86,19 @@ class Prefix(Method):
 
 # ---------------------------------------------------------------------------- DVP
 
+def init_linear(linear, std):
+    nn.init.normal_(linear.weight, std=std)
+    nn.init.zeros_(linear.bias)
+
+
 class Adapter(nn.Module):
     """y + up(relu(down(y))), y (R, T, C): a bottleneck, nearly the identity at the start."""
 
     def __init__(self, C, width):
         super().__init__()
         self.down, self.up = nn.Linear(C, width), nn.Linear(width, C)
-        for m in (self.down, self.up):
-            nn.init.normal_(m.weight, std=0.01)
-            nn.init.zeros_(m.bias)
+        init_linear(self.down, 0.01)
+        init_linear(self.up, 0.01)
 
     def forward(self, y):
         return y + self.up(F.relu(self.down(y)))
@@ -132,7 +134,7 @@ class DVP(Method):
                                 [ p | text ] <-------------------------------------+
                                      | (R,1+T,C)
                             [ layers K .. L-1 ] + (adapters, norms)
-                                     | text positions only
+                                     |
                      ( norm ) -> [ lm_head ] -> logits (R,T,V)   or   ( classify ) -> (R,A)
 
     paper: Huang et al., "Dynamic Visual Prompting", arXiv 2306.00409; code: hsb1357173526/
@@ -151,11 +153,9 @@ class DVP(Method):
     @dataclass
     class Config:
         insert_layer: int = opt(0, "layer K, which the prompt is put in front of")
-        visual: str = opt("one", "image tokens in front: one (DVP), all (costly baseline) or none",
-                          choices=("one", "all", "none"))
+        visual: str = opt("one", "image tokens; DVP: one", choices=("one", "all", "none"))
         adapter: int = opt(8, "GPT-2's width / an adapter's (DVP 8); 0: no adapters, no norms")
-        readout: str = opt("lm", "write the answer, or choose it (head: DVP's way)",
-                           choices=("lm", "head"))
+        readout: str = opt("lm", "write answers, or choose (head: DVP)", choices=("lm", "head"))
         soft: bool = opt(False, "several answers may be right, a yes or no for each (VQA2.0)")
         heads: int = opt(0, "of the cross-attention; 0: GPT-2 base's, 16 for wider ones (DVP)")
         answers: list = opt([], "the answers to choose from; empty: the dataset's")
@@ -166,17 +166,14 @@ class DVP(Method):
         # As wide as GPT-2 base; for wider models 512 in 16 heads, as they have it for LLaMA.
         width, heads = (C, lm.config.n_head) if C <= 768 else (512, 16)
         heads = pick_heads(config.heads or heads, lm, width)
-        if not -1 <= self.K < L:
-            raise UserError(f"--insert_layer {self.K}: this GPT-2 has layers 0 to {L - 1}")
-        if not 0 <= config.adapter <= C:
-            raise UserError(f"--adapter {config.adapter}: from 0 (none) to GPT-2's width, {C}")
+        if not -1 <= self.K < L or not 0 <= config.adapter <= C:
+            raise UserError(f"--insert_layer {self.K}, --adapter {config.adapter}: this GPT-2 has "
+                            f"layers 0 to {L - 1}, and a width of {C}")
         if config.readout == "head" and len(config.answers) < 2:
-            raise UserError("--readout head needs two answers or more to choose from; this dataset "
-                            "has none: leave it out")
+            raise UserError("--readout head needs two answers or more to choose from: leave it out")
         self.config, self.soft_answers = config, config.soft
         self.answers = tuple(config.answers) if config.readout == "head" else ()
-        grid = vit.image_size // vit.patch
-        self.n_prompt = {"one": 1, "all": 1 + grid * grid, "none": 0}[config.visual]
+        self.n_prompt = {"one": 1, "all": len(vit.positional_embedding), "none": 0}[config.visual]
         if config.visual == "one":
             self.xattn = nn.ModuleList(CrossAttention(C, vit.width, width, heads)
                                        for _ in range(L if self.K < 0 else 1))
@@ -191,9 +188,8 @@ class DVP(Method):
         if self.answers:
             self.classify = nn.Sequential(nn.Linear(C, 2 * C), nn.LayerNorm(2 * C), nn.GELU(),
                                           nn.Linear(2 * C, len(self.answers)))
-            for m in (self.classify[0], self.classify[3]):
-                nn.init.normal_(m.weight, std=0.02)
-                nn.init.zeros_(m.bias)
+            init_linear(self.classify[0], 0.02)
+            init_linear(self.classify[3], 0.02)
         self.requires_grad_(True)  # the copies of frozen norms, too
 
     @classmethod
@@ -219,8 +215,7 @@ class DVP(Method):
         feats = plain_layer_norm(feats)
         return self.map(feats) if self.config.visual == "all" else self.asker().project_kv(feats)
 
-    def asker(self):
-        """The cross-attention in use."""
+    def asker(self):  # the cross-attention in use
         return self.xattn[self.K if self.config.insert_layer < 0 else 0]
 
     def last(self, x, state):
@@ -277,8 +272,7 @@ class Bandit:
 
 @torch.no_grad()
 def score_layers(model, batch, layers, autocast):
-    """What the prompt at each of the layers earns on a batch kept apart, in percent (N,): the
-    accuracy of chosen answers, exp(-loss) of written ones."""
+    """What the prompt at each layer earns on a batch kept apart, x 100: accuracy or exp(-loss)."""
     model.eval()
     earned, counts = {}, [int(count_targets(micro.targets)) for micro in batch]
     with autocast:
@@ -298,20 +292,17 @@ def search_layer(method_config, run):
 
     The supernet has a cross-attention for every layer. Each step trains one of them, drawn
     uniformly, and all else; then the bandit draws some by its policy, and each earns what it scores
-    on a half batch of training images kept apart. run: train.Run. In its folder: search.json,
-    search.png, and search.pt for --resume.
+    on a half batch of training images kept apart. run: train.Run; search.json, search.png and, for
+    --resume, search.pt are in its folder.
     paper: a constant learning rate, no weight is inherited. differs: theirs is a fifth of the final
-    one, ours --lr; without dropout equal layers score alike, so each drawn one runs once; theirs
-    tunes all of BERT in the search, ours the adapters.
-    """
+    one, and tunes all of BERT; without dropout equal layers score alike, so each runs once."""
     config, resume, n = run.config, run.resume, len(run.entries["train"])
     steps = round(config.search_epochs * n / config.batch)
     kept = min(1000, max(config.batch // 2, n // 20))
     if method_config.visual != "one" or config.init_from or run.processes.size > 1 or kept >= n \
             or steps < 1:
-        raise UserError("--search finds the layer of one prompt token, anew, in one process and at "
-                        "least one step: --visual one, --search_epochs above 0 and not too small a "
-                        "dataset for --batch, without --init_from and torchrun")
+        raise UserError("--search finds the layer of one prompt token, anew, in one process, in a "
+                        "step or more: --visual one, no --init_from, no torchrun, images enough")
     model = run.build(replace(method_config, insert_layer=-1))
     mixed = np.random.default_rng((config.seed, 2)).permutation(n)
     data = run.batches("train", model.method)
@@ -323,7 +314,6 @@ def search_layer(method_config, run):
         first, bandit.alpha, history = resume["step"], resume["alpha"], resume["history"]
         put_back(resume, model, optimizer, scaler, run.out / "search.pt")
         dice.set_state(resume["dice"])
-    print(f"search for the layer: {steps:,} steps, rewarded on {kept:,} of the training images")
     save = lambda step, stopping: save_resume(
         run.out / "search.pt", step, model, optimizer, scaler, run, alpha=bandit.alpha,
         history=history, dice=dice.get_state())
@@ -350,8 +340,7 @@ def search_layer(method_config, run):
 # ---------------------------------------------------------------------------- CPT
 
 # paper: Yao et al., "CPT: Colorful Prompt Tuning for Pre-trained Vision-Language Models", arXiv
-# 2109.11797; colours and transparency as in their code, thunlp/CPT. A region is painted, a text
-# ends where its colour is named, and a trained captioner (the host) fills in the word.
+# 2109.11797; code: thunlp/CPT. A trained captioner (the host) fills in the colour of a region.
 #
 #   image, region i --> [ paint 127/255 red ] --> [ CLIP-ViT ] --+
 #                                                                v
@@ -369,8 +358,8 @@ TEMPLATES = ("{} is in", "{} is", "the color of {} is")  # two of CPT's, cut at 
 def paint(image, region, colour, alpha=ALPHA):
     """A copy of an RGB image with a half-transparent region; the rest stays, bit for bit.
 
-    region: a box [x, y, w, h] in pixels or an "L" mask of the image's size. out = (alpha * colour +
-    (255 - alpha) * pixel) / 255. pitfall: paint first, resize then, and keep the whole image.
+    region: a box [x, y, w, h] in pixels or an "L" mask. out = (alpha * colour + (255 - alpha) *
+    pixel) / 255. pitfall: paint first, resize then, and keep the whole image.
     """
     out = image.convert("RGB")
     if isinstance(region, Image.Image):
@@ -390,10 +379,8 @@ def cloze(phrase, template=TEMPLATES[0]):
 
 @torch.no_grad()
 def fill_in(model, images, prompts, words):
-    """log p of each word behind each prompt, (n, W); images (n, ...) or feats, one a prompt.
-
-    A word of several tokens has the sum of their log-probabilities.
-    """
+    """log p of each word behind each prompt, (n, W), the sum over its tokens; images (n, ...) or
+    feats, one a prompt."""
     feats = model.image_features(images)
     # pitfall: "red" without the space in front is another token.
     pieces = [model.lm.tokenizer.encode_ordinary(f" {word}") for word in words]

@@ -21,7 +21,7 @@ The text so far decides where to look, so a word's map belongs to the position i
   and writes          a          small      red      circle
 
 differs: Xu et al. 2015 ("Show, Attend and Tell") have one attention; here a map is the mean of all
-heads of all layers. Heads differ, so take it as a summary.
+heads of all layers, which differ.
 
 This was the last of the seven files; evaluate/ tells how good all this is.
 """
@@ -32,7 +32,8 @@ from dataclasses import dataclass
 import torch
 
 from clip_vit import MEAN, STD, preprocess
-from data.boxes import read_boxes, windows
+from data.boxes import find_boxes
+from data.features import whole_image_features
 from data.tasks import condition
 from lib import pictures
 from lib.cli import UserError, note, opt, parse, run
@@ -41,7 +42,6 @@ from lib.files import find_images, progress, replacing, write_json
 from lib.runs import newest_run
 from model import SeeGPT
 from prompts import PAINTS, cloze, fill_in, paint
-from data.features import whole_image_features
 from weights.tokenizers import join_words
 
 SHEET = 20  # pictures on one sheet of --attn, at most
@@ -103,13 +103,11 @@ def attention_maps(model, feats, start, ids):
     T = len(start) + len(ids)
     layers = record_attention(model, feats, start + ids, len(start))
     if not layers or any(att.shape[1] < T for att in layers):  # DVP looks once, before all words
-        raise UserError(f"--attn: {model.run_info.get('method', 'this method')} does not attend to "
-                        "the image word by word, so there is nothing to show; ituning, vanilla and "
-                        "vcgpt do")
+        raise UserError("--attn: this method does not attend to the image word by word, there is "
+                        "nothing to show; ituning, vanilla and vcgpt do")
     # Mean over heads, then over layers. A method's own prompt tokens stand in front of the text.
     att = torch.stack([att.mean(0)[-T:] for att in layers]).mean(0)  # (T, N)
-    # pitfall: what is looked at in order to write token t is in row t - 1; the row of a word itself
-    # shows where it looks for the next one.
+    # pitfall: what is looked at to write token t is in row t - 1; row t is for the next one.
     return as_grid(att[len(start) - 1:T - 1])
 
 
@@ -118,8 +116,7 @@ def caption_cells(model, x, feats, prompt, ids):
     start = [model.lm.eot, *model.lm.tokenizer.encode_ordinary(prompt)]
     maps, image = attention_maps(model, feats, start, ids), pictures.from_pixels(x, MEAN, STD)
     found = [(word, maps[places].mean(0)) for word, places in join_words(model.lm.tokenizer, ids)]
-    # One scale for all words: an "a" that hardly looks anywhere stays dim. With a scale of its own,
-    # its noise would glow like the sharp spot of "circle".
+    # One scale for all words: with its own, an "a" that hardly looks anywhere would glow, too.
     most = max([float(m.max()) for _, m in found] + [1e-9])
     return [(image, ""), *((pictures.glow(image, m / most), word) for word, m in found)]
 
@@ -145,9 +142,8 @@ def describe(model, files, config):
     task, chooses = model.run_info.get("task", "captions"), bool(model.method.answers)
     prompt = condition({task: config.question}) if config.question else config.prompt
     # A line that renews itself, only where the results go somewhere else.
-    silent = not sys.stderr.isatty() or sys.stdout.isatty()
-    show = progress("pictures", len(files)) if not silent else lambda done: None
-    shown = 0
+    loud, shown = sys.stderr.isatty() and not sys.stdout.isatty(), 0
+    show = progress("pictures", len(files)) if loud else lambda done: None
     for i in range(0, len(files), config.batch):
         names, images = pictures.read_images(files[i:i + config.batch])
         pixels = [preprocess(image, model.vit.image_size) for image in images]
@@ -180,13 +176,11 @@ def describe(model, files, config):
 def point(model, files, config):
     """As describe, for --ground: every box is painted red; the score is log p(red), zero-shot."""
     if not config.boxes:
-        note("note: no --boxes, so the choice is among sliding windows, squares of a half and a "
-             "quarter of the shorter side")
+        note("note: no --boxes, so the choice is among windows of a half and a quarter of the side")
     for name in files:
         try:
             image = pictures.open_image(name)
-            boxes = (read_boxes(config.boxes, name, image.size) if config.boxes else
-                     windows(image.size))
+            boxes = find_boxes(config.boxes, name, image.size)
         except UserError as e:
             note(e)
             continue
@@ -231,8 +225,7 @@ def load(config, device, dtype):
     if chooses and not config.question:
         raise UserError(f'{ckpt} answers questions: ask one, --question "..."')
     if config.question and info.get("task", "captions") == "captions":
-        raise UserError(f"{ckpt} was trained on captions, so it answers no question; leave out "
-                        "--question, or name with --ckpt a model trained on questions")
+        raise UserError(f"{ckpt} was trained on captions, so it answers no question; name another")
     if info.get("dataset", "").split("/")[0] == "shapes":
         note("note: trained on drawings of coloured shapes, so it sees a photo as shapes, too")
     return model

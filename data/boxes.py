@@ -21,9 +21,11 @@ def windows(size):
     return found
 
 
-def read_boxes(path, name, size):
-    """The boxes for the image called name, of size (width, height). UserError unless the file holds
-    boxes of four numbers, all of them in the image."""
+def find_boxes(path, name, size):
+    """The boxes for the image called name, of size (width, height); windows if path is empty.
+    UserError unless the file holds boxes of four numbers, all of them in the image."""
+    if not path:
+        return windows(size)
     form = "expected [[x, y, w, h], ...] in pixels, or {image: such a list}"
     found = read_json(Path(path), form)
     if isinstance(found, dict):

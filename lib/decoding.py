@@ -1,10 +1,29 @@
-"""How the next tokens are picked: beam search, or draws. Bookkeeping of lists, no model.
+"""How the next tokens are picked: the likeliest one, at random, or by beam search. No model here.
 
 model.decode gives logits (R, V) to extend, which says which row each new row continues and with
 which token, until over.
 """
 
+import math
+
 import torch
+
+
+def sample_token(logits, temperature, top_k=0, top_p=1.0):
+    """Next token ids (B,) from logits (B, V). Temperature 0: the likeliest one, no dice.
+
+    top_k: only among so many; 0: all. top_p (Holtzman et al. 2020): only among the fewest tokens
+    whose probabilities sum to at least so much. Both: first top_k, then top_p.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits, ids = (logits / temperature).sort(-1, descending=True)
+    if top_k:
+        logits[:, top_k:] = -math.inf
+    p = logits.softmax(-1)
+    before = p.cumsum(-1) - p  # what the likelier ones sum to
+    p[:, 1:][before[:, 1:] >= top_p] = 0  # the likeliest always stays
+    return ids.gather(1, torch.multinomial(p, 1)).squeeze(1)
 
 
 class Draws:

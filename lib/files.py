@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, JSON that names its mistakes, and progress in a line."""
+"""Files written whole or not at all, JSON that names its mistakes, and progress in a line."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ from lib.cli import UserError
 
 
 def read_json(path, hint, **more):
-    """What a JSON file holds; more goes to json.loads. UserError that ends in hint, which says where
+    """What a JSON file holds; more goes to json.loads. UserError ends in hint, which says where
     the file comes from ("fetch ..."), or of one's own file what is "expected ..." in it."""
     try:
         return json.loads(path.read_bytes(), **more)
@@ -88,7 +88,7 @@ def write_json(path, result):
 
 
 def repo_path(name):
-    """A relative path as seen from the project's folder where it means nothing in the current one."""
+    """A relative path as seen from the project's folder, where it means nothing in this one."""
     inside = Path(__file__).resolve().parent.parent / name
     return str(inside) if not Path(name).exists() and inside.exists() else name
 

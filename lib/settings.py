@@ -40,6 +40,15 @@ def find_method(name):
     return getattr(module, cls)
 
 
+def method_config(info, path):
+    """The settings of the method of a checkpoint at path, whose run_info is info."""
+    try:
+        return find_method(info["method"]).Config(**info["config"])
+    except TypeError as e:
+        raise UserError(f"{path} has other settings than {info['method']} has now ({e}): train it "
+                        "again") from None
+
+
 # What --resume may change: all else belongs to the run.
 CHANGEABLE = set("steps epochs accumulate grad_clip eval_every eval_images log_every score cache "
                  "workers device dtype compile out resume".split())
@@ -99,7 +108,8 @@ def resumed(Config, first, argv):
 
 
 FLOORS = {1: "batch rows accumulate max_tokens eval_every eval_images log_every",
-          0: "steps epochs search_epochs warmup weight_decay beta2 lr backbone_lr score workers seed"}
+          0: "steps epochs search_epochs warmup weight_decay beta2 lr backbone_lr score workers "
+             "seed"}
 
 
 def check(config):
