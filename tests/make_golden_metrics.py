@@ -1,16 +1,17 @@
-"""Writes tests/golden/metrics: what the official caption scorers say, so that tests can compare without Java.
+"""Writes tests/golden/metrics: what the official caption scorers say, to be compared without Java.
 
-    pip install -r tests/requirements.txt && python tests/make_golden_metrics.py      (needs Java)
+    pip install -r tests/requirements.txt && python tests/make_golden_metrics.py       (needs Java)
 
     ptb.json     strings and their tokens by Stanford's PTBTokenizer, through pycocoevalcap
-    scores.json  tokenized captions with references, and pycocoevalcap's BLEU, ROUGE-L and CIDEr-D of them
+    scores.json  tokenized captions with references, and pycocoevalcap's BLEU, ROUGE-L and CIDEr-D
 
-The strings are caption-like: an ordinary sentence with one to three of the things that tokenizers trip over.
-`strings` makes any number of them; test_metrics_parity.py compares thousands live.
+The strings are caption-like: an ordinary sentence with one to three of the things that tokenizers
+trip over. `strings` makes any number of them; test_metrics_parity.py compares thousands live.
 """
 
 import json
 import random
+import string
 import sys
 from pathlib import Path
 
@@ -19,115 +20,110 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 GOLDEN = HERE / "golden" / "metrics"
 
-NOUNS = (
-    "man woman dog cat horse bus kitchen plate pizza street giraffe skateboard umbrella bicycle child baby "
-    "boat bench laptop zebra cow tennis-player snowboarder truck motorcycle clock sandwich bathroom").split()
-ADJECTIVES = "red small old wooden white brown busy large colorful empty yellow parked young striped snowy".split()
-VERBS = (
-    "sitting on|standing next to|riding|holding|looking at|walking past|lying under|playing with|eating|"
-    "flying over|driving by|posing with|parked near").split("|")
-NAMES = (
-    "John Mary O'Neil McCoy Obama Jean-Luc Chris James Tess D'Arcy José Zoë Müller van-Gogh Lopez Hawai'i").split()
-PLACES = (
-    "London|New York|St. Louis|Washington D.C.|the U.S.|the U.K.|San José|Mt. Fuji|Main St.|5th Ave.|Tokyo").split("|")
-BRANDS = (
-    "Lay's McDonald's Ben&Jerry's AT&T H&M M&M's Dunkin' Levi's Wi-Fi iPhone X-Box 7-Eleven 7UP Coca-Cola "
-    "Hershey's B&B R&B KFC IKEA Yahoo! YouTube Toys'R'Us L'Oreal Chick-fil-A Trader-Joe's Wendy's").split()
-CONTRACTIONS = (
-    "isn't don't can't won't couldn't doesn't aren't wasn't ain't it's he's she's that's there's what's who's "
-    "let's I'm we're they're you're I've we've they'll you'll he'd they'd could've y'all o'clock ma'am 'tis "
-    "cannot gonna wanna gotta gimme lemme dunno c'mon 'em 'cause 'til rock'n'roll s'mores should've").split()
-COMPOUNDS = (
-    "t-shirt black-and-white well-lit close-up half-eaten two-story x-ray 3-piece 10-year-old 18-wheeler "
-    "multi-colored stop-sign side-by-side old-fashioned one-way 4x4 double-decker semi-truck 20-inch "
-    "6-foot-tall pre-made sit-up jack-o-lantern merry-go-round hot-air f-16 u-turn man-made non-stop "
-    "ready-to-eat").split()
-SYMBOLS = (
-    "& + = # @ * % / | ~ ^ _ < > \\ © ® ™ ° • ★ ♥ → × ½ ¼ ¾ … – — ‘ ’ “ ” « » ´ ` ¿ ¡ § ✓ ☺").split()
-EMOJI = "😀 🐶 ❤️ 👍🏽 👨‍👩‍👧 🍕 🇺🇸 ☀️ 🎂🎉 😂😂".split()
-FOREIGN = (
-    "café naïve jalapeño piñata crème brûlée résumé über fiancée Zürich São Paulo Ångström smörgåsbord façade "
-    "日本語 привет αβγ 한국어 mañana déjà vu").split()
+NOUNS = """
+    man woman dog cat horse bus kitchen plate pizza street giraffe skateboard umbrella bicycle child
+    baby boat bench laptop zebra cow tennis-player snowboarder truck motorcycle clock sandwich
+    bathroom""".split()
+ADJECTIVES = """
+    red small old wooden white brown busy large colorful empty yellow parked young striped
+    snowy""".split()
+VERBS = """sitting on|standing next to|riding|holding|looking at|walking past|lying under|
+    playing with|eating|flying over|driving by|posing with|parked near"""
+VERBS = [verb.strip() for verb in VERBS.split("|")]
+NAMES = """
+    John Mary O'Neil McCoy Obama Jean-Luc Chris James Tess D'Arcy José Zoë Müller van-Gogh Lopez
+    Hawai'i""".split()
+LISTS = {  # what a field in ITEMS is drawn from
+    "noun": NOUNS, "adjective": ADJECTIVES,
+    "place": [place.strip() for place in """London|New York|St. Louis|Washington D.C.|the U.S.|
+        the U.K.|San José|Mt. Fuji|Main St.|5th Ave.|Tokyo""".split("|")],
+    "brand": """
+        Lay's McDonald's Ben&Jerry's AT&T H&M M&M's Dunkin' Levi's Wi-Fi iPhone X-Box 7-Eleven 7UP
+        Coca-Cola Hershey's B&B R&B KFC IKEA Yahoo! YouTube Toys'R'Us L'Oreal Chick-fil-A
+        Trader-Joe's Wendy's""".split(),
+    "contraction": """
+        isn't don't can't won't couldn't doesn't aren't wasn't ain't it's he's she's that's there's
+        what's who's let's I'm we're they're you're I've we've they'll you'll he'd they'd could've
+        y'all o'clock ma'am 'tis cannot gonna wanna gotta gimme lemme dunno c'mon 'em 'cause 'til
+        rock'n'roll s'mores should've""".split(),
+    "compound": """
+        t-shirt black-and-white well-lit close-up half-eaten two-story x-ray 3-piece 10-year-old
+        18-wheeler multi-colored stop-sign side-by-side old-fashioned one-way 4x4 double-decker
+        semi-truck 20-inch 6-foot-tall pre-made sit-up jack-o-lantern merry-go-round hot-air f-16
+        u-turn man-made non-stop ready-to-eat""".split(),
+    "symbol": """
+        & + = # @ * % / | ~ ^ _ < > \\ © ® ™ ° • ★ ♥ → × ½ ¼ ¾ … – — ‘ ’ “ ” « » ´ ` ¿ ¡ § ✓
+        ☺""".split(),
+    "emoji": "😀 🐶 ❤️ 👍🏽 👨‍👩‍👧 🍕 🇺🇸 ☀️ 🎂🎉 😂😂".split(),
+    "foreign": """
+        café naïve jalapeño piñata crème brûlée résumé über fiancée Zürich São Paulo Ångström
+        smörgåsbord façade 日本語 привет αβγ 한국어 mañana déjà vu""".split(),
+    "smiley": ":) :-) ;) :( <3 :D :P ^_^ XD".split(), "ordinal": "st nd rd th".split(),
+    "fraction": "1/2 3/4 1/3".split()}
+# Things that are hard to cut into tokens, one of them between two |. !c begins with a capital, !u
+# is upper case, !t a title, !q has a curly apostrophe.
+ITEMS = """{contraction}|{contraction!q}|{contraction!c}|{contraction!u}|{a}'s {b}|{a}s' {b}s|
+{name}’s {a}|{name}' {a}|{compound}|{compound!t}|{a}-{b}|{adjective}-{adjective}-{a}|{a} -{b}|
+{a} - {b}|{a}--{b}|{a} -- {b}|{a} — {b}|{n}|{thousands:,} {a}s|{n}.{m} {a}s|-{n} degrees|{n}0%|
+{n}0 %|{n}{ordinal} {a}|#{n}|No. {n}|no.{n}|{n}x{m}|{n} x {m}|{n}-{m}|{n}/{m}|{n} {fraction} {a}s|
+{n}½|1,{m}0.{n}5|{n}k|{n}mm|{n} mm.|${n}|${n}.{m:02}|$ {n}|US${n}|€{n}|£{n}.50|{m}¢|{n}$|${n}-${m}|
+¥{m}00|{m} cents|{n}:{m:02}|{n}:{m:02}pm|{n}:{m:02} p.m.|{n}am|{n} a.m.|{n}:{m:02}:{m:02}|
+{n} o'clock|{n} o’clock|{n} PM|{n}/{m}/20{n:02}|{n}-{m}-{n:02}|Jan. {n}, 20{n:02}|
+20{n:02}-{n:02}-{m:02}|the '{n}0s|the 19{decade}0s|the 19{decade}0's|'{m:02}|{n}'{inches}"|
+{n}' {inches}"|{n}’{inches}”|{n} ft.|{n}"|{n}ft. {inches}in.|{n} in.|{n} lbs.|{n} oz.|{n} sq. ft.|
+Mr. {name}|Mrs. {name}|Dr. {name}|mr. {name}|{name} Jr.|J. K. {name}|J.K. {name}|{a}s, {b}s, etc.|
+{a} vs. {b}|{a} vs {b}|{a} (e.g. {b})|i.e. {a}|{name} & Co.|{name} Inc.|{place}|{place}, {name}|
+U.S.A.|{q[0]}{a}{q[1]}|{q[0]}{a} {b}{q[1]}|{q[0]} {a} {q[1]}|{q[0]}{name}'s {a}{q[1]}|
+{q[0]}{a}.{q[1]}|{a}{q[0]}s{q[1]}|{q[0]}{n}{q[1]}|{a}... {b}|{a}...{b}|{a}.. {b}|{a} . . . {b}|
+{a}…{b}|{a}!!!|{a}?!|{a}!? {b}|wow!!|{a},{b}|{a} ,{b}|{a};{b}|{a}:{b}|{a}.{b!c}|{a}.{b}|{a}. {b!c}|
+{a}/{b}|{a}/{b}/{a}|and/or|w/ {a}|w/{a}|{a} / {b}|his/her|24/7|{n}mph|{n} km/h|www.{a}.com|
+http://www.{a}.com/{b}/{n}.html|{a}{b}.com|https://{a}.org/{b}?id={n}|flickr.com/photos/{n}|
+{a}@{b}.com|@{a}|#{a}|#{a}{n}|{a}{n}.jpg|IMG_{m}{m}.JPG|{n}.png|{noun}_{b}|{a}{m}|{m}{a}|{brand}|
+{brand} {a}|{brand}'s|{symbol}|{a}{symbol}{b}|{symbol}{a}|{a}{symbol}|{a} {symbol} {b}|{emoji}|
+{a}{emoji}|{emoji} {a}|{foreign}|{foreign}'s|{foreign!u}|rock 'n' roll|rock 'n roll|fish n' chips|
+mac 'n' cheese|rock ’n’ roll|{smiley}|{a!u}|{a!u}'S|{a!u} {b!u}|{a!t}|{n}° angle|{m}°F|{m} °C|
+&amp; {a}|{a} &lt; {b}|{m}{m}-{m}{m}{n}|({m}{n}) 555-{m}{m}|{m} {m} {m}|<b>{a}</b>|(a {a})|
+(the {a}'s)|[{a}]|({n})|{n})|{n}.|{a}   {b}|{a} \t{b}|{a}\u00a0{b}|{a} ,|a{a}."""
+ITEMS = ITEMS.replace("|\n", "|").split("|")
+CASES = {"c": str.capitalize, "u": str.upper, "t": str.title, "q": lambda t: t.replace("'", "’")}
+
+
+class Filler(string.Formatter):
+    """Fills in an item: the values it is given, or a draw from a list for every field."""
+
+    def __init__(self, rng):
+        self.rng = rng
+
+    def get_value(self, key, args, values):
+        return values[key] if key in values else self.rng.choice(LISTS[key])
+
+    def convert_field(self, value, conversion):
+        return CASES[conversion](value) if conversion else value
 
 
 def item(rng):
     """One thing that is hard to cut into tokens."""
     n, m = rng.randint(1, 12), rng.randint(2, 59)
-    noun, name, other = rng.choice(NOUNS), rng.choice(NAMES), rng.choice(NOUNS)
+    a, name, b = rng.choice(NOUNS), rng.choice(NAMES), rng.choice(NOUNS)
     quotes = rng.choice(("\"\"", "''", "“”", "‘’", "``", "«»", "()", "[]", "{}", "<>"))
-    kinds = (
-        lambda: rng.choice(CONTRACTIONS), lambda: rng.choice(CONTRACTIONS).replace("'", "’"),
-        lambda: rng.choice(CONTRACTIONS).capitalize(), lambda: rng.choice(CONTRACTIONS).upper(),
-        lambda: f"{noun}'s {other}", lambda: f"{noun}s' {other}s", lambda: f"{name}’s {noun}",
-        lambda: f"{name}' {noun}", lambda: rng.choice(COMPOUNDS), lambda: rng.choice(COMPOUNDS).title(),
-        lambda: f"{noun}-{other}", lambda: f"{rng.choice(ADJECTIVES)}-{rng.choice(ADJECTIVES)}-{noun}",
-        lambda: f"{noun} -{other}", lambda: f"{noun} - {other}", lambda: f"{noun}--{other}",
-        lambda: f"{noun} -- {other}", lambda: f"{noun} — {other}", lambda: f"{n}",
-        lambda: f"{n * 1000 + m:,} {noun}s", lambda: f"{n}.{m} {noun}s", lambda: f"-{n} degrees",
-        lambda: f"{n}0%", lambda: f"{n}0 %", lambda: f"{n}{rng.choice(('st', 'nd', 'rd', 'th'))} {noun}",
-        lambda: f"#{n}", lambda: f"No. {n}", lambda: f"no.{n}", lambda: f"{n}x{m}", lambda: f"{n} x {m}",
-        lambda: f"{n}-{m}", lambda: f"{n}/{m}", lambda: f"{n} {rng.choice(('1/2', '3/4', '1/3'))} {noun}s",
-        lambda: f"{n}½", lambda: f"1,{m}0.{n}5", lambda: f"{n}k", lambda: f"{n}mm", lambda: f"{n} mm.",
-        lambda: f"${n}", lambda: f"${n}.{m:02}", lambda: f"$ {n}", lambda: f"US${n}", lambda: f"€{n}",
-        lambda: f"£{n}.50", lambda: f"{m}¢", lambda: f"{n}$", lambda: f"${n}-${m}", lambda: f"¥{m}00",
-        lambda: f"{m} cents", lambda: f"{n}:{m:02}", lambda: f"{n}:{m:02}pm", lambda: f"{n}:{m:02} p.m.",
-        lambda: f"{n}am", lambda: f"{n} a.m.", lambda: f"{n}:{m:02}:{m:02}", lambda: f"{n} o'clock",
-        lambda: f"{n} o’clock", lambda: f"{n} PM", lambda: f"{n}/{m}/20{n:02}", lambda: f"{n}-{m}-{n:02}",
-        lambda: f"Jan. {n}, 20{n:02}", lambda: f"20{n:02}-{n:02}-{m:02}", lambda: f"the '{n}0s",
-        lambda: f"the 19{n % 9 + 1}0s", lambda: f"the 19{n % 9 + 1}0's", lambda: f"'{m:02}",
-        lambda: f"{n}'{m % 12}\"", lambda: f"{n}' {m % 12}\"", lambda: f"{n}’{m % 12}”", lambda: f"{n} ft.",
-        lambda: f"{n}\"", lambda: f"{n}ft. {m % 12}in.", lambda: f"{n} in.", lambda: f"{n} lbs.",
-        lambda: f"{n} oz.", lambda: f"{n} sq. ft.", lambda: f"Mr. {name}", lambda: f"Mrs. {name}",
-        lambda: f"Dr. {name}", lambda: f"mr. {name}", lambda: f"{name} Jr.", lambda: f"J. K. {name}",
-        lambda: f"J.K. {name}", lambda: f"{noun}s, {other}s, etc.", lambda: f"{noun} vs. {other}",
-        lambda: f"{noun} vs {other}", lambda: f"{noun} (e.g. {other})", lambda: f"i.e. {noun}",
-        lambda: f"{name} & Co.", lambda: f"{name} Inc.", lambda: rng.choice(PLACES),
-        lambda: f"{rng.choice(PLACES)}, {name}", lambda: "U.S.A.", lambda: f"{quotes[0]}{noun}{quotes[1]}",
-        lambda: f"{quotes[0]}{noun} {other}{quotes[1]}", lambda: f"{quotes[0]} {noun} {quotes[1]}",
-        lambda: f"{quotes[0]}{name}'s {noun}{quotes[1]}", lambda: f"{quotes[0]}{noun}.{quotes[1]}",
-        lambda: f"{noun}{quotes[0]}s{quotes[1]}", lambda: f"{quotes[0]}{n}{quotes[1]}",
-        lambda: f"{noun}... {other}", lambda: f"{noun}...{other}", lambda: f"{noun}.. {other}",
-        lambda: f"{noun} . . . {other}", lambda: f"{noun}…{other}", lambda: f"{noun}!!!", lambda: f"{noun}?!",
-        lambda: f"{noun}!? {other}", lambda: "wow!!", lambda: f"{noun},{other}", lambda: f"{noun} ,{other}",
-        lambda: f"{noun};{other}", lambda: f"{noun}:{other}", lambda: f"{noun}.{other.capitalize()}",
-        lambda: f"{noun}.{other}", lambda: f"{noun}. {other.capitalize()}", lambda: f"{noun}/{other}",
-        lambda: f"{noun}/{other}/{noun}", lambda: "and/or", lambda: f"w/ {noun}", lambda: f"w/{noun}",
-        lambda: f"{noun} / {other}", lambda: "his/her", lambda: "24/7", lambda: f"{n}mph", lambda: f"{n} km/h",
-        lambda: f"www.{noun}.com", lambda: f"http://www.{noun}.com/{other}/{n}.html",
-        lambda: f"{noun}{other}.com", lambda: f"https://{noun}.org/{other}?id={n}",
-        lambda: f"flickr.com/photos/{n}", lambda: f"{noun}@{other}.com", lambda: f"@{noun}", lambda: f"#{noun}",
-        lambda: f"#{noun}{n}", lambda: f"{noun}{n}.jpg", lambda: f"IMG_{m}{m}.JPG", lambda: f"{n}.png",
-        lambda: f"{rng.choice(NOUNS)}_{other}", lambda: f"{noun}{m}", lambda: f"{m}{noun}",
-        lambda: rng.choice(BRANDS), lambda: f"{rng.choice(BRANDS)} {noun}", lambda: f"{rng.choice(BRANDS)}'s",
-        lambda: rng.choice(SYMBOLS), lambda: f"{noun}{rng.choice(SYMBOLS)}{other}",
-        lambda: f"{rng.choice(SYMBOLS)}{noun}", lambda: f"{noun}{rng.choice(SYMBOLS)}",
-        lambda: f"{noun} {rng.choice(SYMBOLS)} {other}", lambda: rng.choice(EMOJI),
-        lambda: f"{noun}{rng.choice(EMOJI)}", lambda: f"{rng.choice(EMOJI)} {noun}", lambda: rng.choice(FOREIGN),
-        lambda: f"{rng.choice(FOREIGN)}'s", lambda: rng.choice(FOREIGN).upper(), lambda: f"rock 'n' roll",
-        lambda: "rock 'n roll", lambda: "fish n' chips", lambda: "mac 'n' cheese", lambda: "rock ’n’ roll",
-        lambda: rng.choice((":)", ":-)", ";)", ":(", "<3", ":D", ":P", "^_^", "XD")), lambda: noun.upper(),
-        lambda: f"{noun.upper()}'S", lambda: f"{noun.upper()} {other.upper()}", lambda: noun.title(),
-        lambda: f"{n}° angle", lambda: f"{m}°F", lambda: f"{m} °C", lambda: f"&amp; {noun}",
-        lambda: f"{noun} &lt; {other}", lambda: f"{m}{m}-{m}{m}{n}", lambda: f"({m}{n}) 555-{m}{m}",
-        lambda: f"{m} {m} {m}", lambda: f"<b>{noun}</b>", lambda: f"(a {noun})", lambda: f"(the {noun}'s)",
-        lambda: f"[{noun}]", lambda: f"({n})", lambda: f"{n})", lambda: f"{n}.", lambda: f"{noun}   {other}",
-        lambda: f"{noun} \t{other}", lambda: f"{noun}\u00a0{other}", lambda: f"{noun} ,", lambda: f"a{noun}.",
-    )
-    return rng.choice(kinds)()
+    return Filler(rng).format(rng.choice(ITEMS), a=a, b=b, name=name, n=n, m=m, q=quotes,
+                              thousands=n * 1000 + m, decade=n % 9 + 1, inches=m % 12)
 
 
 def strings(n, seed):
     """n caption-like strings."""
     rng = random.Random(seed)
     for _ in range(n):
-        words = [rng.choice(("A", "a", "The", "There is a", "two", "An", "this is a")), rng.choice(ADJECTIVES),
-                 rng.choice(NOUNS), rng.choice(VERBS), rng.choice(("a", "the", "some")), rng.choice(NOUNS)]
+        words = [rng.choice(("A", "a", "The", "There is a", "two", "An", "this is a")),
+                 rng.choice(ADJECTIVES), rng.choice(NOUNS), rng.choice(VERBS),
+                 rng.choice(("a", "the", "some")), rng.choice(NOUNS)]
         for _ in range(rng.choice((1, 1, 2, 2, 3))):
             words.insert(rng.randint(0, len(words)), item(rng))
-        yield " ".join(words) + rng.choice((".", ".", ". ", "", "", " .", "!", "?", "...", ",", "\"", ";", ")"))
+        ends = ".", ".", ". ", "", "", " .", "!", "?", "...", ",", "\"", ";", ")"
+        yield " ".join(words) + rng.choice(ends)
 
 
-# Deliberately nasty. test_evaluate.py names those on which the two tokenizers differ.
+# Deliberately nasty; test_evaluate.py names those on which the two tokenizers differ.
 NASTY = [
     "He's 5'10\" tall; she isn't, y'all!",
     "It’s a man’s world, isn’t it?",
@@ -176,8 +172,8 @@ def stanford(texts):
 
 
 def image_sets(n, seed):
-    """(hypotheses, references): tokenized nonsense of n images with 1 to 7 references each, that shares words and
-    word order often enough; some are empty, some repeat themselves."""
+    """(hypotheses, references): tokenized nonsense of n images with 1 to 7 references each, which
+    shares words and word order often enough; some are empty, some repeat themselves."""
     rng = random.Random(seed)
     words = [f"w{min(int(rng.paretovariate(0.7)), 300)}" for _ in range(5000)]
     text = lambda low, high: [rng.choice(words) for _ in range(rng.randint(low, high))]
@@ -185,14 +181,16 @@ def image_sets(n, seed):
     for _ in range(n):
         refs = [text(0 if rng.random() < 0.03 else 3, 14) for _ in range(rng.randint(1, 7))]
         known = rng.choice(refs)
-        hypotheses.append(" ".join(rng.choice((known, known[:rng.randint(0, 9)], sorted(known), known + text(0, 5),
-                                               known * 2, text(0, 12)))))
+        hypotheses.append(" ".join(rng.choice((
+            known, known[:rng.randint(0, 9)], sorted(known), known + text(0, 5), known * 2,
+            text(0, 12)))))
         references.append([" ".join(ref) for ref in refs])
     return hypotheses, references
 
 
 def official(hypotheses, references):
-    """pycocoevalcap's ([BLEU-1, ..., -4], ROUGE-L, CIDEr-D) and the same for every image (n, 4), (n,), (n,)."""
+    """pycocoevalcap's ([BLEU-1, ..., -4], ROUGE-L, CIDEr-D) and the same for every image (n, 4),
+    (n,), (n,)."""
     import numpy as np
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider

@@ -5,6 +5,8 @@ have numbers worked out by hand. The command runs on models with random methods,
 nonsense, or on results files whose captions, and so whose scores, are known.
 """
 
+import contextlib
+import io
 import json
 import math
 import os
@@ -253,16 +255,12 @@ def trained(tmp_path_factory):
     return checkpoint(tmp_path_factory.mktemp("out") / "run")
 
 
-@pytest.fixture
-def command(capsys):
-    """What `python -m evaluate ...` does, in this process: runs it and returns its stdout."""
-    def call(*argv):
-        capsys.readouterr()
-        argv = ["--device", "cpu", *map(str, argv)]
+def command(*argv):
+    """What `python -m evaluate ...` does, in this process; returns what it prints."""
+    argv = ["--device", "cpu", *map(str, argv)]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
         evaluate.main(*parse(evaluate.Config, argv=argv))
-        return capsys.readouterr().out
-
-    return call
+    return out.getvalue()
 
 
 def table_rows(text):
@@ -276,7 +274,7 @@ def table_rows(text):
 
 # ---------------------------------------------------------------------------- results files
 
-def test_the_table_holds_the_three_metrics_times_100_in_one_row_a_file(tmp_path, command):
+def test_the_table_holds_the_three_metrics_times_100_in_one_row_a_file(tmp_path):
     items = dataset(tmp_path)
     refs = [item["captions"] for item in items]
     texts = [captions[0] for captions in refs[:3]] + ["a cat", "dog 4 sleeps", ""]
@@ -294,7 +292,7 @@ def test_the_table_holds_the_three_metrics_times_100_in_one_row_a_file(tmp_path,
     assert low < rows["mixed"]["CIDEr-D"] < high and "our own tokenizer" in out
 
 
-def test_exact_scenes_are_counted_where_items_hold_a_scene(tmp_path, command):
+def test_exact_scenes_are_counted_where_items_hold_a_scene(tmp_path):
     thing = lambda colour, x: world.Thing("small", colour, "circle", x, 30)
     scenes = [[thing("red", 12)], [thing("blue", 50)], [thing("red", 12), thing("blue", 50)],
               [thing("red", 50), thing("blue", 12)]]
@@ -309,7 +307,7 @@ def test_exact_scenes_are_counted_where_items_hold_a_scene(tmp_path, command):
     assert shares == {"all": 0.75, "one object": 1, "two objects": 0.5}
 
 
-def test_each_domain_of_nocaps_is_scored_with_its_own_document_frequencies(tmp_path, command):
+def test_each_domain_of_nocaps_is_scored_with_its_own_document_frequencies(tmp_path):
     refs = [["a bus on a road"], ["a cat in a box", "a cat"], ["the cat and a dog"], ["a bus"],
             ["two red buses"], ["a dog"]]
     domains = ["out-domain", *["in-domain"] * 2, *["near-domain"] * 3]
@@ -326,7 +324,7 @@ def test_each_domain_of_nocaps_is_scored_with_its_own_document_frequencies(tmp_p
     assert abs(row["CIDEr-D in-domain"] - 100 * parts) > 1  # not the mean of the overall scores
 
 
-def test_json_holds_what_the_table_shows_and_its_captions_can_be_scored_again(tmp_path, command):
+def test_json_holds_what_the_table_shows_and_its_captions_can_be_scored_again(tmp_path):
     items = dataset(tmp_path)
     path = captions_file(tmp_path / "c.json", items, [f"a dog {i}" for i in range(6)])
     first = table_rows(command("--captions", path, "--dataset", tmp_path,
@@ -341,7 +339,7 @@ def test_json_holds_what_the_table_shows_and_its_captions_can_be_scored_again(tm
     assert table_rows(again)["s-c"] == first
 
 
-def test_a_part_of_a_split_is_marked_as_such(tmp_path, command):
+def test_a_part_of_a_split_is_marked_as_such(tmp_path):
     path = captions_file(tmp_path / "c.json", dataset(tmp_path)[:4], ["a dog"] * 4)
     out = command("--captions", path, "--dataset", tmp_path, "--images", 4)
     assert table_rows(out)["c"]["images"] == 4 and "A part of the split" in out
@@ -349,7 +347,7 @@ def test_a_part_of_a_split_is_marked_as_such(tmp_path, command):
 
 # ---------------------------------------------------------------------------- checkpoints
 
-def test_captions_are_those_of_generate_in_the_order_of_the_items(trained, tmp_path, command,
+def test_captions_are_those_of_generate_in_the_order_of_the_items(trained, tmp_path,
                                                                   monkeypatch):
     items, asked, generate = dataset(tmp_path, 5), [], SeeGPT.generate
     monkeypatch.setattr(SeeGPT, "generate", lambda self, feats, **given: (
@@ -366,7 +364,7 @@ def test_captions_are_those_of_generate_in_the_order_of_the_items(trained, tmp_p
         {"image_id": item["id"], "caption": text} for item, text in zip(items, texts)]
 
 
-def test_several_checkpoints_make_several_rows_and_files(tmp_path, command):
+def test_several_checkpoints_make_several_rows_and_files(tmp_path):
     dataset(tmp_path / "data", 3)
     a, b, other_a = [checkpoint(tmp_path / name, data=tmp_path / "data", seed=seed)
                      for seed, name in enumerate(("out/a", "out/b", "else/a"))]
@@ -403,7 +401,7 @@ def test_without_flags_the_newest_run_is_scored_on_its_own_dataset(tmp_path):
     ('[{"image_id": 10, "caption": "a"}, {"image_id": "10", "caption": "b"}]', "two captions for"),
     ('[{"image_id": 10, "caption": "a"}, {"image_id": 11, "caption": "b"}, '
      '{"image_id": 99, "caption": "b"}]', "no such image: image_id 99")])
-def test_a_malformed_results_file_is_one_line(text, words, tmp_path, command):
+def test_a_malformed_results_file_is_one_line(text, words, tmp_path):
     dataset(tmp_path, 2)
     (tmp_path / "c.json").write_text(text)
     with pytest.raises(UserError, match=words) as e:
@@ -418,7 +416,7 @@ def test_a_malformed_results_file_is_one_line(text, words, tmp_path, command):
     ("--captions none.json --dataset .", "no such file"),
     ("--captions c.json --dataset . --split val", "there are: test, train"),
     ("--captions c.json --dataset nothing", "neither a dataset nor a folder")])
-def test_a_wrong_switch_is_answered_before_any_work(flags, words, tmp_path, monkeypatch, command):
+def test_a_wrong_switch_is_answered_before_any_work(flags, words, tmp_path, monkeypatch):
     dataset(tmp_path, 2)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=words):
@@ -426,7 +424,7 @@ def test_a_wrong_switch_is_answered_before_any_work(flags, words, tmp_path, monk
 
 
 def test_a_missing_image_is_found_before_any_caption_and_a_broken_one_is_named(
-        trained, tmp_path, monkeypatch, command):
+        trained, tmp_path, monkeypatch):
     dataset(tmp_path, 3)
     (tmp_path / "1.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="1.png: not a readable image"):
@@ -462,7 +460,7 @@ def test_official_tools_that_are_missing_are_named(monkeypatch):
 
 # ---------------------------------------------------------------------------- the contact sheet
 
-def test_the_sheet_shows_best_and_worst_with_score_caption_and_references(tmp_path, command,
+def test_the_sheet_shows_best_and_worst_with_score_caption_and_references(tmp_path,
                                                                           monkeypatch):
     drawn = []
     card = lambda image, *texts: drawn.append(texts) or Image.new("RGB", (9, 9))
