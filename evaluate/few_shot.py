@@ -1,6 +1,5 @@
 """The few-shot experiment: CPT and the fine-tuned head, tuned on K expressions with each seed."""
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ from evaluate.regions import chosen, load_expressions
 from evaluate.tables import markdown
 from evaluate.tuning import draw_shots, score_cpt, tune_cpt
 from lib import pictures
-from lib.cli import UserError, clock, note
+from lib.cli import UserError, note, time_left
 from lib.files import read_json, write_json
 
 CPT, HEAD = "CPT", "fine-tuned head"
@@ -25,21 +24,20 @@ def few_shot(model, items, hits, config, settings):
     accuracies = read_accuracies(config.json, settings)
     todo = [(K, seed) for seed in range(config.seeds) for K in shots
             if len(accuracies[CPT].get(K, ())) <= seed]
-    began = time.time()
+    left = time_left(0, len(todo))
     for done, (K, seed) in enumerate(todo, 1):
         some = draw_shots(pool, len(pool) if K == "all" else int(K), seed)
         for name, scores in ((CPT, score_cpt(tune_cpt(model, some, config, seed), items, config)),
                              (HEAD, score_head(tune_head(model, some, config, seed), items))):
             accuracies[name].setdefault(K, []).append(100 * chosen(scores, hits).mean())
         write_json(config.json, {"settings": settings, "accuracies": accuracies})
-        left = clock((time.time() - began) / done * (len(todo) - done))
         note(f"{K} shots, seed {seed}: CPT {accuracies[CPT][K][-1]:.1f}, head "
-             f"{accuracies[HEAD][K][-1]:.1f}; {left} left")
+             f"{accuracies[HEAD][K][-1]:.1f}; {left(done)} left")
     # The population's standard deviation, as CPT reports it.
     rows = {name: {K: (np.mean(runs[K][:config.seeds]), np.std(runs[K][:config.seeds]))
                    for K in shots} for name, runs in accuracies.items()}
-    print(markdown([["shots", *rows], *([K, *(f"{row[K][0]:.1f} ± {row[K][1]:.1f}"
-                                              for row in rows.values())] for K in shots)]))
+    cells = [[K, *("{:.1f} ± {:.1f}".format(*row[K]) for row in rows.values())] for K in shots]
+    print(markdown([["shots", *rows], *cells]))
     if config.png:
         draw_curve(rows, config.png, config.json or "the table above")
 

@@ -146,16 +146,14 @@ def chances(items, hits):
 def naming(model, items, config):
     """How often the captioner calls the paint on the true box by its name, the premise of CPT:
     {word: share}."""
-    paints = paints_of(config)
-    right = {word: [] for word in paints}
+    paints, right = paints_of(config), []
     for item in items:
         image, text = open_image(item["image"]), cloze(item["expression"], config.template)
         copies = (paint(image, item["box"], colour) for colour in paints.values())
         feats = whole_image_features(model, copies)
         called = fill_in(model, feats, [text] * len(feats), list(paints)).argmax(1).tolist()
-        for i, word in enumerate(paints):
-            right[word].append(called[i] == i)
-    return {word: float(np.mean(hits)) for word, hits in right.items()}
+        right.append([c == i for i, c in enumerate(called)])
+    return dict(zip(paints, np.mean(right, 0).tolist()))
 
 
 # ---------------------------------------------------------------------------- the command
