@@ -1,0 +1,164 @@
+"""Rows of text as tensors, and which texts and images a step sees."""
+
+import numpy as np
+import pytest
+import torch
+from test_methods import Letters, build
+from test_train import ENC
+
+from data.batches import Batches, answer_rows, check_context, epoch_order, load_entries, text_rows
+from data.common import write_split
+from lib.cli import UserError
+from train import Config
+
+EOT = ENC.eot_token
+ASKED = "question: is it red? answer:"
+
+
+def caption(text):
+    return "", {text: 1}
+
+
+# ---------------------------------------------------------------------------- rows of text
+
+def test_a_row_is_asked_for_every_word_and_the_end_and_for_no_padding():
+    """"a star" -> idx [EOT, a, star], targets [a, star, EOT]; with fewer texts there is filler.
+    pitfall: id 0 is "!" in GPT-2's vocabulary. Who pads with 0 never learns it."""
+    (a,), (star,), (bang,) = map(ENC.encode_ordinary, ("a", " star", "!"))
+    texts = [[caption("a star"), caption("!")], [caption("a")]]
+    idx, targets, condition_len, wanted = text_rows(texts, 2, ENC, 40)
+    assert idx.tolist() == [[EOT, a, star], [EOT, bang, EOT], [EOT, a, EOT], [EOT] * 3]
+    assert targets.tolist() == [[a, star, EOT], [bang, EOT, -1], [a, EOT, -1], [-1] * 3]
+    assert condition_len.tolist() == [1] * 4 and wanted.tolist() == [0, 1, 2, 3, 4, 6, 7]
+    assert text_rows(texts, 2, ENC, max_tokens=1)[1].tolist() == [[a, EOT], [bang, EOT], [a, EOT],
+                                                                  [-1, -1]]
+
+
+def test_of_a_question_only_the_answer_that_most_people_gave_is_asked_for():
+    idx, targets, (n,), wanted = text_rows([[(ASKED, {"no": 1, "yes": 2})]], 1, ENC, 40)
+    yes = ENC.encode_ordinary(" yes")
+    assert ENC.decode(idx[0, 1:].tolist()) == f"{ASKED} yes"
+    assert n == 1 + len(ENC.encode_ordinary(ASKED))
+    assert targets[0].tolist() == [-1] * (n - 1) + [*yes, EOT]
+    assert wanted.tolist() == [*range(n - 1, n + len(yes))]
+
+
+@pytest.mark.parametrize("soft, rows", [
+    (True, [[1, 0.3, 0.6], [0, 0, 0], [-1, -1, -1]]),  # five, one and two people
+    (False, [[1, 0, 0], [0, 0, 0], [-1, -1, -1]])])
+def test_how_right_an_answer_is_depends_on_how_many_gave_it(soft, rows):
+    """An answer outside the classes is none of them; answers equally frequent share the one."""
+    texts = [[(ASKED, {"yes": 5, "no": 1, "red": 2}), ("and?", {"blue": 4})]]
+    classes = {"yes": 0, "no": 1, "red": 2}
+    idx, targets, condition_len = answer_rows(texts, 3, ENC, classes, soft)
+    torch.testing.assert_close(targets, torch.tensor(rows, dtype=torch.float32))
+    assert ENC.decode(idx[1, :condition_len[1]].tolist()) == "<|endoftext|>and?"
+    assert idx[2].unique() == EOT and condition_len[2] == 1
+    _, tied, _ = answer_rows([[(ASKED, {"yes": 1, "no": 1})]], 1, ENC, classes, soft=False)
+    assert tied.tolist() == [[0.5, 0.5, 0]]
+
+
+def test_more_padding_changes_neither_the_loss_nor_the_gradients():
+    model, results = build("ituning"), []
+    torch.manual_seed(0)
+    images, idx, targets = torch.randn(2, 3, 16, 16), *torch.randint(0, 37, (2, 4, 5))
+    targets[0, 3:] = -1
+    for more in (0, 6):
+        model.zero_grad()
+        pad = lambda x, value: torch.nn.functional.pad(x, (0, more), value=value)
+        loss = model(images, pad(idx, 36), pad(targets, -1))[1]
+        loss.backward()
+        results.append([loss.detach()] + [p.grad.clone() for p in model.trained().values()])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
+
+
+def test_images_with_1_5_6_and_7_captions_in_a_batch_have_the_loss_of_one_caption_at_a_time():
+    model, letters = build("ituning").eval(), Letters()
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 16, 16)
+    texts = [caption(t) for t in ("a star", "a", "a red star", "red", "a red", "star", "star star")]
+    texts = [texts[:n] for n in (1, 5, 6, 7)]
+    idx, targets, *rest = text_rows(texts, 7, letters, 40)
+    loss, total = model(images, idx, targets, *rest)[1], 0
+    for image, captions in zip(images, texts):
+        for text in captions:
+            one, asked, *_ = text_rows([[text]], 1, letters, 40)
+            total += model(image[None], one, asked)[1].item() * (asked != -1).sum()
+    torch.testing.assert_close(loss, total / (targets != -1).sum())
+
+
+@pytest.mark.parametrize("text, free", [("a star", 26), ("a" * 32, 0)])
+def test_a_text_that_leaves_too_few_positions_is_named(text, free):
+    model = build("ituning").lm  # 32 positions
+    check_context(model, ["", text[:-1]], free)
+    with pytest.raises(UserError, match=f"'{text}'... has {len(text) + 1} tokens.* 32 positions"):
+        check_context(model, ["", text], free)
+
+
+# ---------------------------------------------------------------------------- batches
+
+def batches(n=18, feats=True, **settings):
+    """n images with 1 to 7 captions; the features of image i are the number i."""
+    entries = [{"image": f"{i}.png", "texts": [caption(f"{i} {j}") for j in range(1 + i % 7)]}
+               for i in range(n)]
+    feats = np.arange(n).reshape(-1, 1, 1) if feats else None
+    return Batches(entries, ENC, Config(**{"batch": 4, "rows": 3, **settings}), 64, feats)
+
+
+def images_of(batch):
+    return [int(i) for micro in batch for i in micro.images]
+
+
+def test_batches_are_a_function_of_the_step_and_every_epoch_sees_every_image():
+    data = batches()
+    places = [epoch_order(data.config.seed, epoch, 18).tolist() for epoch in range(2)]
+    assert all(sorted(p) == list(range(18)) for p in places) and places[0] != places[1]
+    assert images_of(data[4]) == [*places[0][16:], *places[1][:2]]  # on the border of two epochs
+    assert torch.equal(data[4][0].idx, batches()[4][0].idx)
+
+
+def test_surplus_captions_come_up_in_other_epochs():
+    data = batches(7, batch=7)
+    seen = {ENC.decode([t for t in row if t != EOT])
+            for epoch in range(20) for row in data[epoch][0].idx.tolist()}
+    assert {text for text in seen if text.startswith("6")} == {f"6 {j}" for j in range(7)}
+
+
+def test_processes_and_micro_steps_share_the_images_of_a_step():
+    whole, parts = sorted(images_of(batches()[2])), []
+    for rank in range(2):
+        data = batches(accumulate=2)
+        data.rank, data.size = rank, 2
+        assert len(data[2]) == 2
+        parts += images_of(data[2])
+    assert sorted(parts) == whole
+
+
+def test_a_subset_draws_from_its_own_entries_only():
+    data = batches().subset(np.array([3, 5, 8]), batch=2)
+    assert {i for step in range(6) for i in images_of(data[step])} == {3, 5, 8}
+    assert len(images_of(data[0])) == 2
+
+
+def test_texts_without_an_image_are_a_micro_batch_of_their_own():
+    data = batches(6, batch=6)
+    for entry in data.entries[4:]:
+        entry["image"] = None
+    seeing, blind = data[0]
+    assert sorted(images_of([seeing])) == [0, 1, 2, 3] and blind.images is None
+    assert len(blind.idx) == 2 * 3
+
+
+def test_a_broken_image_is_handed_over_as_its_message():
+    assert "0.png: no such image" in batches(1, feats=False)[0]
+
+
+def test_of_a_dataset_some_validation_items_of_both_kinds_are_kept(tmp_path):
+    for split, n in (("train", 2), ("val", 20)):
+        write_split(tmp_path, split, [
+            {"id": i, "image": f"{i}.png" if i < 12 else None, "question": f"{i}?",
+             "answers": {"yes": 1}} for i in range(n)])
+    entries, facts = load_entries(tmp_path, 5)
+    assert [e["texts"][0][0].split()[1] for e in entries["val"]] == "0? 4? 8? 12? 16?".split()
+    assert facts["has_blind_items"] and not facts["has_choices"] and not facts["has_scenes"]
+    assert facts["task"] == "question" and facts["answers"]() == ["yes"]
