@@ -14,8 +14,10 @@ from PIL import Image
 from test_evaluate import SHAPES, checkpoint
 from test_methods import Letters, V, build
 
+import sample
 from clip_vit import preprocess
-from data.boxes import read_boxes, windows
+from data.boxes import find_boxes, windows
+from data.features import whole_image_features
 from data.masks import decompress, iou, mask_of
 from evaluate import pointing, region_head, regions, tuning
 from evaluate.colours import rank_words
@@ -141,7 +143,7 @@ def test_a_file_without_boxes_for_a_picture_is_refused(tmp_path, content, words)
     if content is not None:
         (tmp_path / "b.json").write_text(content)
     with pytest.raises(UserError, match=words):
-        read_boxes(tmp_path / "b.json", "a.png", (8, 8))
+        find_boxes(tmp_path / "b.json", "a.png", (8, 8))
 
 
 # ---------------------------------------------------------------------------- reading
@@ -392,6 +394,26 @@ def test_the_search_ranks_colours_and_its_file_is_a_palette(command, tmp_path):
             "--json", tmp_path / "p.json")
     naming = json.loads((tmp_path / "p.json").read_text())["naming"]
     assert list(naming) == [x["word"] for x in found]
+
+
+def test_sample_points_at_a_box_of_ones_own_picture(refer, host, tmp_path, capsys):
+    """The scores are those of the copies painted one by one, the best first."""
+    photo, out = refer / "test0.png", tmp_path / "o.json"
+    (tmp_path / "b.json").write_text(json.dumps({photo.name: BOXES}))
+    flags = ["--ckpt", host, photo, "--ground", "the circle", "--json", out]
+    point = lambda *more: sample.main(*parse(sample.Config, argv=[*map(str, [*flags, *more])]))
+    point("--boxes", tmp_path / "b.json", "--attn", tmp_path / "o.png")
+    found, = json.loads(out.read_text())
+    boxes, scores = zip(*((x["box"], x["score"]) for x in found["boxes"]))
+    assert sorted(boxes) == BOXES[::2] + BOXES[1::2] and [*scores] == sorted(scores, reverse=True)
+    assert str(boxes[0]) in capsys.readouterr().out and Image.open(tmp_path / "o.png").width > 500
+    model = SeeGPT.load(host)
+    for box, score in zip(boxes, scores):
+        copy = paint(Image.open(photo), box, PAINTS["red"])
+        logp = fill_in(model, whole_image_features(model, [copy]), ["the circle is in"], ["red"])
+        assert float(logp) == pytest.approx(score, abs=1e-4)
+    point()
+    assert len(json.loads(out.read_text())[0]["boxes"]) == len(windows((60, 60)))
 
 
 @pytest.mark.parametrize("words, says", [
