@@ -15,10 +15,10 @@ def schedule(optimizer, step, warmup, steps):
 def parameter_groups(params, peak, weight_decay):
     """Parameter groups of AdamW with their peak learning rate; weight decay on matrices only."""
     params = list(params)
-    groups = ((weight_decay, [p for p in params if p.dim() >= 2]),
-              (0.0, [p for p in params if p.dim() < 2]))
+    decayed = [p for p in params if weight_decay and p.dim() >= 2]
+    others = [p for p in params if not weight_decay or p.dim() < 2]
     return [{"params": kept, "lr": peak, "peak": peak, "weight_decay": decay}
-            for decay, kept in groups if kept]
+            for decay, kept in ((weight_decay, decayed), (0.0, others)) if kept]
 
 
 def make_optimizer(trained, config, device):
