@@ -83,10 +83,8 @@ def group_by_image(items):
         if not answered(item):
             raise UserError(f"item {item['id']} lacks the captions, answers or label, so nothing "
                             "can be learnt from it")
-        if "captions" in item:
-            texts = [("", {caption: 1}) for caption in item["captions"]]
-        else:
-            texts = [(condition(item), answers_to(item))]
+        texts = [("", {caption: 1}) for caption in item.get("captions", ())]
+        texts = texts or [(condition(item), answers_to(item))]
         key = item["image"] if item["image"] is not None else ("none", len(entries))
         entries.setdefault(key, {"image": item["image"], "texts": []})["texts"] += texts
     return sorted(entries.values(), key=lambda entry: entry["image"] is None)
@@ -99,8 +97,8 @@ def answer_vocabulary(folder, entries):
         return sorted({answer for entry in entries for asked, answers in entry["texts"] if asked
                        for answer in answers})
     found = read_json(path, form)
-    is_list = isinstance(found, list) and all(isinstance(answer, str) for answer in found)
-    if not is_list or len(set(found)) < len(found):
+    texts = isinstance(found, list) and all(isinstance(answer, str) for answer in found)
+    if not texts or len(set(found)) < len(found):
         raise UserError(f"{path}: not a list of different texts; {form}")
     return found
 
@@ -113,8 +111,7 @@ RUN_WITH = {
     "flickr30k": "--download, which says where the images come from",
     "nocaps": "--download (4,500 images, one by one; there is only a split val)",
     "visual_genome": "--download (fetches 15 GB), or with --help for images you have",
-    "vqa2": "--download (43 MB of questions; the images are COCO's), or with --help for files you "
-            "have",
+    "vqa2": "--download (43 MB; the images are COCO's), or with --help for files you have",
     "gqa": "--download (fetches 23 GB), or with --help for files you have",
     "snli_ve": "--download (the sentences; the images are Flickr30k's)",
     "scienceqa": "--download, or with --help for files you have",
@@ -160,17 +157,16 @@ def find_dataset(name):
         if is_prepared(folder):
             return folder
     folder = places[0]
-    for owner, task in ((folder, ""), (folder.parent, f" {folder.name}")):
-        if owner.parent == DATA and (owner / "prepare.py").is_file():
-            flags = f" {RUN_WITH[owner.name]}" if owner.name in RUN_WITH else ""
-            raise UserError(f"{key} is not prepared: run python data/{owner.name}/prepare.py"
-                            f"{task}{flags}")
+    if folder.is_file():
+        raise UserError(f"{name}: a file; name the folder that holds train.jsonl")
+    owner, _, task = key.partition("/")
+    if (DATA / owner / "prepare.py").is_file():
+        command = [f"python data/{owner}/prepare.py", task, RUN_WITH.get(owner, "")]
+        raise UserError(f"{key} is not prepared: run {' '.join(filter(None, command))}")
     if folder.is_dir():
         raise UserError(f"{name}: this folder has no train.jsonl; python data/folder/prepare.py "
                         f"{name} makes it from photos with captions, or write one line an item: "
                         f"{FORM}")
-    if folder.is_file():
-        raise UserError(f"{name}: a file; name the folder that holds train.jsonl")
     known = known_datasets()
     near = "".join(f"did you mean {n}? " for n in difflib.get_close_matches(key, known, n=1))
     raise UserError(f"{name}: neither a dataset nor a folder; {near}datasets: {', '.join(known)}")
@@ -185,9 +181,8 @@ TYPES = {"id": (int, str), "image": str, "captions": list, "question": str, "ans
 
 
 def load_split(folder, split):
-    """The items of folder/split.jsonl as a list of dictionaries, "image" made an absolute Path
-    unless it is None. UserError names file and line. Whether the images exist is seen when they
-    are opened."""
+    """The items of folder/split.jsonl as dictionaries, "image" made an absolute Path unless it is
+    None. UserError names file and line. Whether the images exist is seen when they are opened."""
     folder, items = Path(folder).expanduser().absolute(), []
     path = folder / f"{split}.jsonl"
     try:
@@ -216,9 +211,8 @@ def parse_item(line, folder, where):
         raise UserError(f"{where}: not JSON ({e})") from e
     if not isinstance(item, dict):
         raise UserError(f"{where}: not of the form {FORM}")
-    for key in ("id", "image"):
-        if key not in item:
-            raise UserError(f'{where}: no "{key}"; expected {FORM}')
+    if missing := [key for key in ("id", "image") if key not in item]:
+        raise UserError(f'{where}: no "{missing[0]}"; expected {FORM}')
     if not any(task in item for task in TASKS):
         raise UserError(f"{where}: neither {' nor '.join(TASKS)}; expected {FORM}")
     for key, kind in TYPES.items():
@@ -230,8 +224,7 @@ def parse_item(line, folder, where):
         if not all(isinstance(text, str) for text in item.get(key, [])):
             raise UserError(f'{where}: "{key}" must be a list of texts')
     if not all(isinstance(n, (int, float)) and n > 0 for n in item.get("answers", {}).values()):
-        raise UserError(f'{where}: "answers" must be of the form {{"yes": 8, "no": 2}}, with how '
-                        "many gave each of them")
+        raise UserError(f'{where}: "answers" must be of the form {{"yes": 8, "no": 2}}, with counts')
     if item["image"] is not None:
         item["image"] = folder / item["image"]  # an absolute path stays what it is
     return item
