@@ -7,15 +7,16 @@ from_pretrained: the folder, or one file in it.
 Used by test_gpt2.py, test_clip_vit.py and the live comparisons in parity/.
 """
 
-import itertools
 import json
 import re
 import warnings
-from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn as nn
+
+from data.shapes.export import BLOCK, TEXT, VISION
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 
@@ -35,7 +36,7 @@ def write_safetensors(path, tensors, metadata=None, odd=False):
                        "data_offsets": [place, place + size]}
         place += size
     header = json.dumps(table).encode()
-    header += b" " * (-len(header) % 8 + (1 if odd else 0))
+    header += b" " * (-len(header) % 8 + odd)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb") as f:
         f.write(len(header).to_bytes(8, "little") + header)
@@ -50,126 +51,95 @@ def write_config(folder, config):
     return folder
 
 
+def saved(folder, tensors, config, odd=False):
+    """As transformers 5 saves a model: for GPT-2 with a prefix, without masks and lm_head."""
+    write_safetensors(folder / "model.safetensors", tensors, odd=odd)
+    return write_config(folder, config)
+
+
+def pickled(folder, tensors, config, zipped=False):
+    """A pytorch_model.bin; not zipped: in torch's format of before 2020."""
+    torch.save(tensors, write_config(folder, config) / "pytorch_model.bin",
+               _use_new_zipfile_serialization=zipped)
+    return folder
+
+
 def shards(folder, tensors, config, n=3):
     """A big model cut into n files, with an index that says which tensor is where."""
-    write_config(folder, config)
     where = {}
     for i in range(n):
-        names = list(tensors)[i::n]
-        file = f"model-{i + 1:05}-of-{n:05}.safetensors"
-        write_safetensors(folder / file, {k: tensors[k] for k in names})
-        where |= dict.fromkeys(names, file)
+        file, part = f"model-{i + 1:05}-of-{n:05}.safetensors", list(tensors)[i::n]
+        write_safetensors(folder / file, {k: tensors[k] for k in part})
+        where |= dict.fromkeys(part, file)
     index = {"metadata": {"total_size": 0}, "weight_map": where}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), "utf-8")
-    return folder
+    return write_config(folder, config)
 
 
 # ---------------------------------------------------------------------------- GPT-2
 
-def bare(tensors):
-    return {k.removeprefix("transformer."): t for k, t in tensors.items()}
-
-
 def masks(tensors, prefix="", dtype=torch.float32):
     """The causal masks that older files carry as if they were weights; one number beside each."""
-    n = next(len(t) for k, t in tensors.items() if k.endswith("wpe.weight"))
-    layers = sum(k.endswith("attn.c_attn.weight") for k in tensors)
-    out = {}
-    for i in range(layers):
+    n, out = len(tensors["transformer.wpe.weight"]), {}
+    for i in range(sum(k.endswith("attn.c_attn.weight") for k in tensors)):
         out[f"{prefix}h.{i}.attn.bias"] = torch.ones(n, n).tril().view(1, 1, n, n).to(dtype)
         out[f"{prefix}h.{i}.attn.masked_bias"] = torch.tensor(-1e4)
     return out
 
 
-def gpt2_transformers_5(folder, tensors, config):
-    """As GPT2LMHeadModel.save_pretrained writes it today: prefix, no masks, no lm_head."""
-    write_safetensors(folder / "model.safetensors", tensors)
-    return write_config(folder, config)
+def public(tensors):
+    """The names of the files that OpenAI's weights are published as: no prefix, float masks."""
+    return masks(tensors) | {k.removeprefix("transformer."): t for k, t in tensors.items()}
 
 
 def gpt2_transformers_4(folder, tensors, config):
     """With what older versions wrote besides: the tied head a second time, and the masks."""
     extra = {"lm_head.weight": tensors["transformer.wte.weight"].clone()}
     extra |= masks(tensors, "transformer.", torch.bool)
-    write_config(folder, config)
-    torch.save({**tensors, **extra}, folder / "pytorch_model.bin")
-    return folder
+    return pickled(folder, tensors | extra, config, zipped=True)
 
 
 def gpt2_public(folder, tensors, config):
-    """The file that OpenAI's weights are published as: no prefix, float masks, an odd header."""
-    write_safetensors(folder / "model.safetensors", {**masks(tensors), **bare(tensors)}, odd=True)
-    return write_config(folder, config)
+    """gpt2's own file of today, whose header has an odd length."""
+    return saved(folder, public(tensors), config, odd=True)
 
 
 def gpt2_public_alone(folder, tensors, config):
     """The same without config.json: nothing but shapes tells the sizes, so heads must be 64 wide.
     Other sizes say their number of heads in the file's metadata."""
     notes = {} if config["n_embd"] == 64 * config["n_head"] else {"n_head": str(config["n_head"])}
-    tensors = {**masks(tensors), **bare(tensors)}
-    return write_safetensors(folder / "gpt2.safetensors", tensors, notes, odd=True)
-
-
-def gpt2_public_bin(folder, tensors, config):
-    """gpt2's pytorch_model.bin of 2019: torch's format from before the zip files."""
-    write_config(folder, config)
-    torch.save({**bare(tensors), **masks(tensors)}, folder / "pytorch_model.bin",
-               _use_new_zipfile_serialization=False)
-    return folder
+    return write_safetensors(folder / "gpt2.safetensors", public(tensors), notes, odd=True)
 
 
 def gpt2_half(folder, tensors, config):
     """Rounded to 16 bits, as many fine-tuned models are shared."""
-    write_safetensors(folder / "model.safetensors", {k: t.half() for k, t in tensors.items()})
-    return write_config(folder, config)
+    return saved(folder, {k: t.half() for k, t in tensors.items()}, config)
 
 
-GPT2_LAYOUTS = {
-    "transformers 5": gpt2_transformers_5,
-    "transformers 4": gpt2_transformers_4,
-    "public": gpt2_public,
-    "public, alone": gpt2_public_alone,
-    "public, .bin of 2019": gpt2_public_bin,
-    "shards": shards,
-}
+GPT2_LAYOUTS = {"transformers 5": saved, "transformers 4": gpt2_transformers_4,
+                "public": gpt2_public, "public, alone": gpt2_public_alone,
+                "public, .bin of 2019": lambda *args: pickled(args[0], public(args[1]), args[2]),
+                "shards": shards}
 
 
 # ---------------------------------------------------------------------------- CLIP
 
-OLD_BUFFERS = ("vision_model.embeddings.position_ids", "text_model.embeddings.position_ids")
-
-
-def clip_transformers_5(folder, tensors, config):
-    write_safetensors(folder / "model.safetensors", tensors, odd=True)
-    return write_config(folder, config)
+OLD_BUFFERS = {f"{tower}_model.embeddings.position_ids": torch.arange(7)[None]
+               for tower in ("vision", "text")}
 
 
 def clip_transformers_4(folder, tensors, config):
-    """A .bin with the index buffers that were saved in former years."""
-    write_config(folder, config)
-    tensors = {**tensors, **{k: torch.arange(7)[None] for k in OLD_BUFFERS}}
-    torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
-    return folder
+    """A .bin with the index buffers that older versions saved."""
+    return pickled(folder, tensors | OLD_BUFFERS, config)
 
 
-def clip_vision(folder, tensors, config, prefix="", projection=False):
-    """CLIPVisionModel (without the prefix since transformers 5), or ...WithProjection."""
-    part = {prefix + k.removeprefix("vision_model."): t for k, t in tensors.items()
+def clip_vision(folder, tensors, config, prefix="", more=()):
+    """CLIPVisionModel (prefix and index buffers until transformers 4) and more tensors."""
+    theirs = tensors | OLD_BUFFERS if prefix else tensors
+    part = {prefix + k.removeprefix("vision_model."): t for k, t in theirs.items()
             if k.startswith("vision_model.")}
-    if prefix:
-        part[OLD_BUFFERS[0]] = torch.arange(7)[None]
-    if projection:
-        part["visual_projection.weight"] = tensors["visual_projection.weight"]
-    write_safetensors(folder / "model.safetensors", part)
-    return write_config(folder, {"model_type": "clip_vision_model", **config["vision_config"]})
-
-
-def clip_vision_4(folder, tensors, config):
-    return clip_vision(folder, tensors, config, prefix="vision_model.")
-
-
-def clip_vision_projected(folder, tensors, config):
-    return clip_vision(folder, tensors, config, prefix="vision_model.", projection=True)
+    config = {"model_type": "clip_vision_model", **config["vision_config"]}
+    return saved(folder, part | {k: tensors[k] for k in more}, config)
 
 
 def clip_open_clip(folder, tensors, config):
@@ -179,114 +149,90 @@ def clip_open_clip(folder, tensors, config):
     return write_safetensors(folder / "open_clip_model.safetensors", openai_names(tensors), heads)
 
 
-CLIP_LAYOUTS = {
-    "CLIPModel, transformers 5": clip_transformers_5,
-    "CLIPModel, transformers 4": clip_transformers_4,
-    "CLIPModel, shards": shards,
-    "CLIPVisionModel, transformers 5": clip_vision,
-    "CLIPVisionModel, transformers 4": clip_vision_4,
-    "CLIPVisionModelWithProjection": clip_vision_projected,
-    "open_clip": clip_open_clip,
-}
+CLIP_LAYOUTS = {"CLIPModel, transformers 5": partial(saved, odd=True),
+                "CLIPModel, transformers 4": clip_transformers_4,
+                "CLIPModel, shards": shards,
+                "CLIPVisionModel, transformers 5": clip_vision,
+                "CLIPVisionModel, transformers 4": partial(clip_vision, prefix="vision_model."),
+                "CLIPVisionModelWithProjection": partial(
+                    clip_vision, prefix="vision_model.", more=["visual_projection.weight"]),
+                "open_clip": clip_open_clip}
 
 
 def openai_names(tensors):
-    """transformers' CLIPModel under OpenAI's names, spelt out one by one."""
-    image, text = "vision_model.embeddings.", "text_model.embeddings."
-    out = {"logit_scale": tensors["logit_scale"],
-           "visual.class_embedding": tensors[image + "class_embedding"],
-           "visual.conv1.weight": tensors[image + "patch_embedding.weight"],
-           "visual.positional_embedding": tensors[image + "position_embedding.weight"],
-           "visual.proj": tensors["visual_projection.weight"].t(),
-           "token_embedding.weight": tensors[text + "token_embedding.weight"],
-           "positional_embedding": tensors[text + "position_embedding.weight"],
-           "text_projection": tensors["text_projection.weight"].t()}
-    for kind in ("weight", "bias"):
-        out[f"visual.ln_pre.{kind}"] = tensors[f"vision_model.pre_layrnorm.{kind}"]
-        out[f"visual.ln_post.{kind}"] = tensors[f"vision_model.post_layernorm.{kind}"]
-        out[f"ln_final.{kind}"] = tensors[f"text_model.final_layer_norm.{kind}"]
-    for model, ours in (("vision_model", "visual.transformer"), ("text_model", "transformer")):
-        layers = sum(k.startswith(model) and k.endswith("mlp.fc1.bias") for k in tensors)
-        for i, kind in itertools.product(range(layers), ("weight", "bias")):
-            theirs, mine = f"{model}.encoder.layers.{i}", f"{ours}.resblocks.{i}"
-            qkv = [tensors[f"{theirs}.self_attn.{x}_proj.{kind}"] for x in "qkv"]
-            out[f"{mine}.attn.in_proj_{kind}"] = torch.cat(qkv)
-            for a, b in (("self_attn.out_proj", "attn.out_proj"), ("mlp.fc1", "mlp.c_fc"),
-                         ("mlp.fc2", "mlp.c_proj"), ("layer_norm1", "ln_1"), ("layer_norm2", "ln_2")):
-                out[f"{mine}.{b}.{kind}"] = tensors[f"{theirs}.{a}.{kind}"]
+    """transformers' CLIPModel under OpenAI's names, q, k and v in one tensor."""
+    names = {theirs: f"visual.{ours}" for ours, theirs in VISION.items()}
+    names |= {theirs: ours for ours, theirs in (TEXT | BLOCK).items()}
+    out = {}
+    for key, t in tensors.items():
+        if "q_proj." in key:
+            t = torch.cat([tensors[key.replace("q_proj", f"{x}_proj")] for x in "qkv"])
+        elif "_projection" in key:
+            t = t.t()
+        key = key.replace("q_proj.", "in_proj_")
+        for theirs, ours in names.items():
+            key = key.replace(theirs, ours)
+        if "k_proj" not in key and "v_proj" not in key:
+            out[key] = t
     return out
 
 
-class OpenAIBlock(nn.Module):
-    """OpenAI's block, with torch's own multi-head attention as in their code."""
-
-    def __init__(self, width, heads, causal):
-        super().__init__()
-        self.causal = causal
-        self.attn = nn.MultiheadAttention(width, heads)
-        self.ln_1 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential()
-        self.mlp.add_module("c_fc", nn.Linear(width, 4 * width))
-        self.mlp.add_module("c_proj", nn.Linear(4 * width, width))
-        self.ln_2 = nn.LayerNorm(width)
-
-    def forward(self, x):  # (N, B, width)
-        mask = torch.full((len(x), len(x)), -torch.inf).triu(1) if self.causal else None
-        h = self.ln_1(x)
-        x = x + self.attn(h, h, h, need_weights=False, attn_mask=mask)[0]
-        h = self.mlp.c_fc(self.ln_2(x))
-        return x + self.mlp.c_proj(h * torch.sigmoid(1.702 * h))
+def module(**parts):
+    out = nn.Module()
+    for name, part in parts.items():
+        setattr(out, name, part)
+    return out
 
 
-class OpenAITransformer(nn.Module):
-    def __init__(self, width, layers, heads, causal=False):
-        super().__init__()
-        self.resblocks = nn.Sequential(*(OpenAIBlock(width, heads, causal) for _ in range(layers)))
-
-    def forward(self, x):
-        return self.resblocks(x)
+def empty(*shape):
+    return nn.Parameter(torch.empty(shape))
 
 
-class OpenAIVision(nn.Module):
-    def __init__(self, size, patch, width, layers, heads, embed):
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, width, patch, stride=patch, bias=False)
-        self.class_embedding = nn.Parameter(torch.empty(width))
-        self.positional_embedding = nn.Parameter(torch.empty((size // patch) ** 2 + 1, width))
-        self.ln_pre = nn.LayerNorm(width)
-        self.transformer = OpenAITransformer(width, layers, heads)
-        self.ln_post = nn.LayerNorm(width)
-        self.proj = nn.Parameter(torch.empty(width, embed))
+def openai_transformer(width, layers, heads):
+    """OpenAI's blocks, with torch's own multi-head attention as in their code."""
+    return module(resblocks=nn.Sequential(*(module(
+        attn=nn.MultiheadAttention(width, heads), ln_1=nn.LayerNorm(width),
+        ln_2=nn.LayerNorm(width), mlp=module(c_fc=nn.Linear(width, 4 * width),
+                                             c_proj=nn.Linear(4 * width, width)))
+        for _ in range(layers))))
 
-    def forward(self, images):
-        x = self.conv1(images).flatten(2).permute(0, 2, 1)
-        x = torch.cat([self.class_embedding + torch.zeros(len(x), 1, x.shape[-1]), x], 1)
-        x = self.ln_pre(x + self.positional_embedding).permute(1, 0, 2)
-        return self.ln_post(self.transformer(x)[0]) @ self.proj
+
+def run(transformer, x, mask=None):  # x (N, B, width)
+    for block in transformer.resblocks:
+        h = block.ln_1(x)
+        x = x + block.attn(h, h, h, need_weights=False, attn_mask=mask)[0]
+        h = block.mlp.c_fc(block.ln_2(x))
+        x = x + block.mlp.c_proj(h * torch.sigmoid(1.702 * h))
+    return x
 
 
 class OpenAICLIP(nn.Module):
     """The module tree of OpenAI's archives and what it computes: (images, idx) -> two features."""
 
-    def __init__(self, size=32, patch=8, width=128, layers=2, heads=2, embed=48, context=11,
-                 vocab=67, text_width=64, text_layers=3, text_heads=1):
+    def __init__(self):
         super().__init__()
-        self.visual = OpenAIVision(size, patch, width, layers, heads, embed)
-        self.transformer = OpenAITransformer(text_width, text_layers, text_heads, causal=True)
-        self.token_embedding = nn.Embedding(vocab, text_width)
-        self.positional_embedding = nn.Parameter(torch.empty(context, text_width))
-        self.ln_final = nn.LayerNorm(text_width)
-        self.text_projection = nn.Parameter(torch.empty(text_width, embed))
+        self.visual = module(
+            conv1=nn.Conv2d(3, 128, 8, stride=8, bias=False), class_embedding=empty(128),
+            positional_embedding=empty(17, 128), ln_pre=nn.LayerNorm(128),
+            transformer=openai_transformer(128, 2, 2), ln_post=nn.LayerNorm(128),
+            proj=empty(128, 48))
+        self.transformer = openai_transformer(64, 3, 1)
+        self.token_embedding, self.positional_embedding = nn.Embedding(67, 64), empty(11, 64)
+        self.ln_final, self.text_projection = nn.LayerNorm(64), empty(64, 48)
         self.logit_scale = nn.Parameter(torch.tensor(4.6))
-        self.register_buffer("input_resolution", torch.tensor(size))
-        self.register_buffer("context_length", torch.tensor(context))
-        self.register_buffer("vocab_size", torch.tensor(vocab))
+        for name, n in (("input_resolution", 32), ("context_length", 11), ("vocab_size", 67)):
+            self.register_buffer(name, torch.tensor(n))
 
     def forward(self, images, idx):
+        v = self.visual
+        x = v.conv1(images).flatten(2).permute(0, 2, 1)
+        x = torch.cat([v.class_embedding + torch.zeros(len(x), 1, x.shape[-1]), x], 1)
+        x = run(v.transformer, v.ln_pre(x + v.positional_embedding).permute(1, 0, 2))
+        image_features = v.ln_post(x[0]) @ v.proj
         x = (self.token_embedding(idx) + self.positional_embedding).permute(1, 0, 2)
-        x = self.ln_final(self.transformer(x).permute(1, 0, 2))
-        text = x[torch.arange(len(idx)), idx.argmax(-1)] @ self.text_projection
-        return self.visual(images), text
+        x = run(self.transformer, x, torch.full((len(x), len(x)), -torch.inf).triu(1))
+        x = self.ln_final(x.permute(1, 0, 2))[torch.arange(len(idx)), idx.argmax(-1)]
+        return image_features, x @ self.text_projection
 
     def save(self, path, images, idx):
         """Writes a TorchScript archive, rounded to 16 bits where OpenAI's files are; only once.
@@ -315,30 +261,3 @@ def perturb(model, seed, scale=0.1):
         for p in model.parameters():
             p.add_(torch.randn(p.shape, generator=generator), alpha=scale)
     return model.eval()
-
-
-# ---------------------------------------------------------------------------- byte-pair encoding
-
-def learn_bpe(words, most):
-    """Joins the most frequent neighbours again and again. words: lists of symbols -> the merges."""
-    words, merges = Counter(tuple(w) for w in words), []
-    while len(merges) < most:
-        pairs = Counter()
-        for word, n in words.items():
-            for pair in zip(word, word[1:]):
-                pairs[pair] += n
-        if not pairs or max(pairs.values()) < 2:
-            break
-        a, b = best = max(pairs, key=lambda p: (pairs[p], p))
-        merges.append(best)
-        joined = Counter()
-        for word, n in words.items():
-            out = []
-            for symbol in word:
-                if out and out[-1] == a and symbol == b:
-                    out[-1] = a + b
-                else:
-                    out.append(symbol)
-            joined[tuple(out)] += n
-        words = joined
-    return merges
