@@ -140,9 +140,9 @@ class DVP(Method):
     paper: Huang et al., "Dynamic Visual Prompting", arXiv 2306.00409; code: hsb1357173526/
     Dynamic_Visual_Prompting, for BERT, T5 and LLaMA. K is found by a search, KAB-APP (below).
 
-    Only text tokens have positions, so the prompt moves no word. pitfall: from layer K on every
-    word sees p, which has read the whole question: no word of it may be a target. Captions have no
-    question: there the query is the token that begins every text.
+    Only text tokens have positions: p moves no word. pitfall: from layer K on every word sees p,
+    which has read the whole question, so no word of that may be a target. Of captions, which have
+    no question, the query is the token that begins every text.
 
     differs: sizes follow their BERT, the causal order their LLaMA. The query is the question's last
     token, which alone has read all of it. No dropout, no type embedding of BERT, one learning rate.
@@ -197,13 +197,11 @@ class DVP(Method):
         if config.insert_layer < 0:  # -1 is the search's, with a cross-attention for every layer
             raise UserError(f"--insert_layer {config.insert_layer}: must be 0 or more")
         if config.readout == "head" and facts["has_choices"]:
-            raise UserError("--readout head cannot choose letters with explanations: the answers "
-                            "to questions with choices are written")
+            raise UserError("--readout head: the answers to questions with choices are written")
         if config.readout == "head":
             config.answers = config.answers or facts["answers"]()
         elif config.adapter == 0 and facts["has_blind_items"] and not settings.train_lm:
-            raise UserError("--adapter 0 learns nothing from items without an image: this dataset "
-                            "has some")
+            raise UserError("--adapter 0 learns nothing from items without an image, as are here")
 
     @classmethod
     def search(cls, config, run):
@@ -264,7 +262,7 @@ class Bandit:
         return torch.multinomial(self.policy(), self.DRAWS, True, generator=generator)
 
     def update(self, layers, scores):
-        """layers (N,), their scores (N,) in percent. A layer drawn twice moves twice."""
+        """layers (N,), scores (N,) in percent. A layer drawn twice moves twice."""
         pi = self.policy()
         step = self.RATE * (scores - scores.mean()) * (pi * (1 - pi))[layers]
         self.alpha.index_add_(0, layers, step)
