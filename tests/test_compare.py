@@ -39,6 +39,15 @@ def test_multiply_accumulates_at_the_size_of_the_paper(T, text, everything, dvp)
     assert found[0][1] == pytest.approx(17.6, abs=0.1)
 
 
+def test_fused_attention_on_a_cpu_is_counted_too():
+    found = []
+    for device in ("cpu", "meta"):
+        with torch.device(device):
+            lm, vit = GPT2(GPT2Config(n_layer=1, n_head=2, n_embd=32)), CLIPViT(32, 8, 32, 1, 1, 8)
+            found.append(compare.macs(DVP(DVP.Config(), lm, vit), lm, vit, 8))
+    assert found[0] == found[1]
+
+
 def test_the_table_says_what_the_runs_scored_with_the_sample_standard_deviation():
     scores = {"exact": [90.0, 92.0], "objects named": [99.0], "CIDEr-D": [700.0, 702.0],
               "BLEU-4": [80.0, 80.0]}

@@ -271,14 +271,15 @@ BOXES = [[2, 2, 24, 24], [34, 2, 24, 24], [2, 34, 24, 24], [34, 34, 24, 24]]
 
 @pytest.fixture(scope="module")
 def refer(tmp_path_factory):
-    """Twelve training and six test pictures, each with an expression for one of four boxes."""
+    """Twelve training and six test pictures, each with an expression for one of its boxes."""
     folder, rng = tmp_path_factory.mktemp("refer"), random.Random(0)
     for split, n in (("train", 12), ("test", 6)):
         lines = []
         for i in range(n):
             noise(60, 60, i).save(folder / f"{split}{i}.png")
+            boxes = BOXES[:3] if split == "train" and i % 2 else BOXES
             lines.append(json.dumps({
-                "id": i, "image": f"{split}{i}.png", "proposals": BOXES, "box": rng.choice(BOXES),
+                "id": i, "image": f"{split}{i}.png", "proposals": boxes, "box": rng.choice(boxes),
                 "expression": rng.choice(("the red circle", "the star left of it"))}))
         (folder / f"{split}.jsonl").write_text("\n".join(lines))
     return folder
@@ -324,6 +325,16 @@ def test_the_rate_of_a_few_shot_run_is_the_published_one():
     assert rates[-1] == pytest.approx(3e-5 / 450)
 
 
+def test_the_colour_is_asked_for_behind_the_text_and_nowhere_else(refer, host):
+    model, items = SeeGPT.load(host), load_expressions(refer, "train")[:4]
+    copies = [(item, 0, i % 2 == 0) for i, item in enumerate(items)]
+    batch = tuning.cpt_batch(model, copies, [7, 8], pointing.Config())
+    for row, targets, i in zip(batch.idx.tolist(), batch.targets.tolist(), range(4)):
+        text = model.lm.tokenizer.encode_ordinary(cloze(items[i]["expression"]))
+        assert row[:len(text) + 1] == [model.lm.eot, *text]
+        assert targets == [-1] * len(text) + [7 + i % 2] + [-1] * (len(row) - len(text) - 1)
+
+
 def test_tuning_changes_what_the_captioner_trains_and_nothing_else(refer, host):
     """And with the same seed it is the same."""
     items, config = load_expressions(refer, "train")[:2], pointing.Config(steps=3, lr=1e-3)
@@ -334,6 +345,20 @@ def test_tuning_changes_what_the_captioner_trains_and_nothing_else(refer, host):
         assert torch.equal(a, b) and torch.equal(c, d), name  # what was given stays as it was
         if not name.endswith(".k.bias"):  # shifts all scores of a query alike
             assert torch.equal(a, c) == (name not in before.trained()), name
+
+
+def test_the_loss_of_images_with_more_and_fewer_proposals_is_their_mean(refer, host):
+    items, head = load_expressions(refer, "train")[:2], region_head.RegionHead(SeeGPT.load(host))
+    images = [region_head.read_image(head.captioner, item) for item in items]
+
+    def loss(*some):  # of the first proposal
+        regions, batch = region_head.head_batch(
+            head.captioner, [items[i] for i in some], [images[i] for i in some])
+        targets = torch.eye(4)[[0] * len(some), :max(map(len, regions))]
+        return head(regions, batch.images, batch.idx, targets, batch.condition_len)[1].item()
+
+    assert [len(regions) for _, regions in images] == [4, 3]
+    assert loss(0, 1) == pytest.approx((loss(0) + loss(1)) / 2, rel=1e-5)
 
 
 def test_of_many_shots_a_part_is_painted_in_a_step(refer, host, monkeypatch):
