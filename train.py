@@ -30,7 +30,7 @@ from data.features import cached_features
 from data.recipes import PRESETS, RECIPES
 from data.shapes import prepare
 from data.shapes.exact import report_exact
-from data.tasks import dataset_name, find_dataset
+from data.tasks import find_dataset
 from gpt2 import GPT2
 from lib import pictures
 from lib.cli import UserError, clock, opt, run as command, time_left
@@ -102,7 +102,7 @@ class Run:
 
     def load_data(self):
         """Reads train and val; draws the shapes world if it is asked for and not there."""
-        name, _, task = dataset_name(self.config.dataset).partition("/")
+        name, _, task = self.config.dataset.partition("/")
         drawn = (prepare.HERE / task / "meta.json").exists()
         if self.processes.main and name == "shapes" and task in ("", *prepare.TASKS) and not drawn:
             print("drawing the shapes world")
@@ -139,7 +139,7 @@ class Run:
         method = self.method(method_config, self.lm, self.vit)
         model = SeeGPT(self.vit, self.lm, method, config.train_lm, config.train_vision)
         model.run_info = {"method": config.method, "config": asdict(method_config),
-                          "dataset": dataset_name(config.dataset), "task": self.facts["task"],
+                          "dataset": config.dataset, "task": self.facts["task"],
                           "train": asdict(config),
                           "train_lm": config.train_lm, "train_vision": config.train_vision,
                           **{name: {"name": getattr(config, name), "sha256": self.hashes[name]}

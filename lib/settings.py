@@ -83,8 +83,9 @@ def read_command(Config, recipes, presets, argv=None):
         first, = parse(Config, argv=argv, defaults=settings, peek=True)
     method = find_method(first.method)
     config, method_config = parse(Config, method.Config, argv=argv, defaults=settings)
+    config.dataset = dataset_name(config.dataset)
     if not config.out:
-        config.out = str(new_folder(dataset_name(config.dataset), config.method))
+        config.out = str(new_folder(config.dataset, config.method))
     elif any((Path(config.out) / name).exists() for name in ("resume.pt", "search.pt")):
         raise UserError(f"{config.out} already holds a run: add --resume to go on with it, or "
                         "choose another --out")
@@ -100,6 +101,7 @@ def resumed(Config, first, argv):
     before = {**resume["config"], **resume["method_config"], "out": str(out), "resume": True}
     method = find_method(before["method"])
     config, method_config = parse(Config, method.Config, argv=argv, defaults=before)
+    config.dataset = dataset_name(config.dataset)
     for k, v in {**vars(config), **vars(method_config)}.items():
         if k not in CHANGEABLE and v != before.get(k, v):
             raise UserError(f"--resume goes on with {out}, where --{k} is {before[k]}; start a new "
