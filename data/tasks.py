@@ -224,7 +224,7 @@ def parse_item(line, folder, where):
         if not all(isinstance(text, str) for text in item.get(key, [])):
             raise UserError(f'{where}: "{key}" must be a list of texts')
     if not all(isinstance(n, (int, float)) and n > 0 for n in item.get("answers", {}).values()):
-        raise UserError(f'{where}: "answers" must be of the form {{"yes": 8, "no": 2}}, with counts')
+        raise UserError(f'{where}: "answers" must be of the form {{"yes": 8, "no": 2}}')
     if item["image"] is not None:
         item["image"] = folder / item["image"]  # an absolute path stays what it is
     return item

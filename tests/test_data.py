@@ -315,12 +315,14 @@ def data(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["shapes", "shapes/", "project/data/shapes",
                                   "./project/data/shapes/", "project/../project/data/shapes"])
 @pytest.mark.parametrize("task", ["", "vqa", "refer"])
-def test_a_dataset_has_one_name_however_it_is_spelled(data, name, task):
+def test_a_dataset_has_one_name_however_it_is_spelled(data, monkeypatch, name, task):
     name = f"{name.rstrip('/')}/{task}" if task else name
     short = f"shapes/{task}" if task else "shapes"
     assert tasks.dataset_name(name) == tasks.dataset_name(data / "shapes" / task) == short
     if task != "refer":
         assert tasks.find_dataset(name) == data / "shapes" / task
+    monkeypatch.chdir(data / "shapes")
+    assert tasks.dataset_name(short) == short
 
 
 def test_a_dataset_is_found_by_the_path_of_any_folder(data, tmp_path):

@@ -126,7 +126,7 @@ def test_a_packed_file_that_is_damaged_is_to_be_fetched_again(entail):
     path = entail.folder / "snli_ve_test.jsonl"
     content, packed = gzip.compress(path.read_bytes()), path.with_name("snli_ve_test.jsonl.gz")
     path.unlink()
-    for wrong in (content[:-12], b"<html>", content[:12] + b"\xff" * 40):
+    for wrong in (content[:-12], b"<html>", content[:10] + b"\xff" * 40):
         packed.write_bytes(wrong)
         fails(entail.run, packed, "fetch it again")
 
