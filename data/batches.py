@@ -73,6 +73,10 @@ class Batches(Dataset):
         self.image_size, self.feats = image_size, feats
         self.rank, self.size = (processes.rank, processes.size) if processes else (0, 1)
         self.answers, self.soft = {a: i for i, a in enumerate(answers)}, soft
+        given = {a for entry in entries for _, counts in entry["texts"] for a in counts}
+        if answers and not given & self.answers.keys():
+            raise UserError(f"none of the answers in this dataset is among the {len(answers):,} to "
+                            "choose from")
         self.indices, self.batch = np.arange(len(entries)), config.batch  # in use; a step
 
     def subset(self, indices, batch=None):

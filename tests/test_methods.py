@@ -148,7 +148,8 @@ def test_cached_logits_equal_uncached(name):
     """Text read in pieces of 3, 1, 1 and 2 tokens gives the logits of the text read at once; the
     first piece holds the rows' conditions, of unequal length."""
     model, images, idx = exactly(name)
-    ctx, lengths = model.method.encode_image(model.image_features(images)), torch.tensor([3, 1, 2] * 2)
+    ctx = model.method.encode_image(model.image_features(images))
+    lengths = torch.tensor([3, 1, 2] * B)
     cache = Cache(model.method.cache_layers(model.lm), T + model.method.n_prompt)
     parts = [model.forward_text(idx[:, pos:pos + n], ctx, TextState(cache, pos, lengths))
              for pos, n in ((0, 3), (3, 1), (4, 1), (5, 2))]

@@ -50,8 +50,8 @@ def slow_beam(model, image, prompt, beam, n, penalty):
     for step in range(n):
         options = []
         for score, ids in alive:
-            n_given = 1 if model.run_info["task"] == "captions" else len(prompt)
-            logits, _ = model(image[None], torch.tensor([prompt + ids]), None, torch.tensor([n_given]))
+            given = torch.tensor([1 if model.run_info["task"] == "captions" else len(prompt)])
+            logits, _ = model(image[None], torch.tensor([prompt + ids]), condition_len=given)
             logp = logits[0, -1].log_softmax(0)
             options += [(score + logp[t].item(), ids + [t]) for t in range(V)]
         options = sorted(options, key=lambda o: -o[0])[:2 * beam]

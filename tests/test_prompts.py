@@ -16,7 +16,7 @@ COND = torch.tensor([3, 5, 2, 4, 4, 1])  # lengths of the questions of inputs()'
 def test_the_prefix_stands_in_front_of_every_row_of_its_image(name):
     """Logits equal those of GPT-2's layers run over [prefix | text], one row at a time."""
     model, images, idx = exactly(name)
-    prefix, (logits, _) = model.method.encode_image(model.image_features(images)), model(images, idx)
+    logits, prefix = model(images, idx)[0], model.method.encode_image(model.image_features(images))
     assert prefix.shape == (2, 10, 32)
     for r in range(6):  # text positions begin at 0
         x = torch.cat([prefix[r // 3], model.lm.embed(idx[r:r + 1])[0]])[None]
@@ -123,7 +123,8 @@ def test_the_prompt_moves_no_word_and_without_an_image_there_is_none():
 
 def test_a_question_is_answered_at_its_own_last_word_whatever_stands_beside_it():
     """Best first, with probabilities; the padding behind shorter questions changes nothing."""
-    model = build("dvp", settings=dict(insert_layer=1, readout="head", answers=list("abcde"))).eval()
+    settings = dict(insert_layer=1, readout="head", answers=list("abcde"))
+    model = build("dvp", settings=settings).eval()
     images, questions = inputs()[0][[0, 1, 0]], ["ab", "abcdef", "a"]
     together = model.answer(images, questions)
     for image, question, found in zip(images, questions, together):
