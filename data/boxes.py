@@ -1,4 +1,4 @@
-"""Boxes [x, y, w, h] in pixels to choose from: of a file, or windows that slide over the image.
+"""Boxes [x, y, w, h] in pixels to choose from: of a file, or windows that slide over the image."""
 
 import math
 from pathlib import Path
