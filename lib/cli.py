@@ -89,8 +89,9 @@ def parse(*configs, argv=None, defaults=None, usage=None, peek=False):
     does not know: a first look at what decides which flags there are.
     """
     # The docstring of the file that holds the first config is the text above the flags.
-    doc = sys.modules[configs[0].__module__].__doc__
-    parser = Parser(description=doc, usage=usage, allow_abbrev=False, add_help=not peek,
+    doc, spec = sys.modules[configs[0].__module__].__doc__, sys.modules["__main__"].__spec__
+    prog = f"python -m {spec.name.removesuffix('.__main__')}" if spec else None
+    parser = Parser(prog=prog, description=doc, usage=usage, allow_abbrev=False, add_help=not peek,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     for config in configs:
         kinds = typing.get_type_hints(config)
