@@ -81,7 +81,7 @@ def add_flag(parser, field, kind, default):
                         "Config, the other is a flag of the command") from None
 
 
-def parse(*configs, argv=None, defaults=None, usage=None, peek=False):
+def parse(*configs, argv=None, defaults=None, peek=False):
     """Fills an instance of every dataclass in configs from the command line -> a list of them.
 
     defaults {field: value} replaces the dataclasses' own defaults (a recipe, a checkpoint's
@@ -91,7 +91,7 @@ def parse(*configs, argv=None, defaults=None, usage=None, peek=False):
     # The docstring of the file that holds the first config is the text above the flags.
     doc, spec = sys.modules[configs[0].__module__].__doc__, sys.modules["__main__"].__spec__
     prog = f"python -m {spec.name.removesuffix('.__main__')}" if spec else None
-    parser = Parser(prog=prog, description=doc, usage=usage, allow_abbrev=False, add_help=not peek,
+    parser = Parser(prog=prog, description=doc, allow_abbrev=False, add_help=not peek,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     for config in configs:
         kinds = typing.get_type_hints(config)
