@@ -173,6 +173,7 @@ def test_search_then_retrain_with_the_found_layer_and_resume_is_exact(
             fit(questions, b, *search, *more)
         assert (b / stopped_in).exists() and (b / "resume.pt").exists() == bool(more)
     assert json.loads((b / "search.json").read_text()) == found
+    assert same(*(torch.load(run / "search.pt")["trained"] for run in (a, b)))
     assert same(fit(questions, b, *search, "--resume")[0], tensors)
 
 
@@ -191,7 +192,8 @@ def test_a_method_of_ones_own_that_chooses_is_trained_and_asked_like_dvp(
     (tmp_path / "mychooser.py").write_text("from test_model import Chooser as Method\n")
     monkeypatch.syspath_prepend(tmp_path)
     fit(questions, tmp_path / "run", "--method", "mychooser")
-    assert any("accuracy" in line for line in read_log(tmp_path / "run" / "log.jsonl"))
+    line = next(x for x in read_log(tmp_path / "run" / "log.jsonl") if "accuracy" in x)
+    assert line["val_loss"] != line["blind_loss"]  # that of exchanged images
     model = SeeGPT.load(tmp_path / "run")
     (answer, p), = model.answer(torch.randn(1, 3, 64, 64), ["is there a star?"], top=1)[0]
     assert answer in model.method.answers and p > 1 / 3
@@ -224,13 +226,12 @@ def test_evaluation_answers_every_question_and_counts_the_right_ones(
 
 
 def test_a_split_without_answers_is_answered_but_not_scored(rewrite, trained, tmp_path, capsys):
-    folder = rewrite({"answers": None})
+    words = "--ckpt", trained, "--dataset", rewrite({"answers": None})
     with pytest.raises(UserError, match="no answers to compare with; --json"):
-        call(evaluate, "--ckpt", trained, "--dataset", folder)
-    call(evaluate, "--ckpt", trained, "--dataset", folder, "--json", tmp_path / "s.json")
+        call(evaluate, *words)
+    call(evaluate, *words, "--json", tmp_path / "s.json")
     row, = json.loads((tmp_path / "s.json").read_text())["rows"]
-    out = capsys.readouterr().out
-    assert "no answers to compare with" in out and "95 %" not in out and row["scores"] == {}
+    assert "no answers to compare with" in capsys.readouterr().out and row["scores"] == {}
     assert len(json.loads((tmp_path / row["answers"]).read_text())) == 24
 
 

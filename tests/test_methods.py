@@ -204,23 +204,17 @@ def test_step_zero_is_plain_gpt2_where_promised(name):
 def test_recorded_attention_sums_to_one_and_changes_nothing(name):
     """(R, nh, T, N) per layer, each row of text over its own image's tokens, in their order."""
     model, images, idx = exactly(name)
-    feats = model.image_features(images)
-
-    def record(feats, idx):
-        model.method.record_attention = []
-        logits, _ = model(feats, idx)
-        found, model.method.record_attention = model.method.record_attention, None
-        return logits, found
-
-    logits, found = record(feats, idx)
-    close(logits, model(feats, idx)[0])
+    feats, order = model.image_features(images), torch.randperm(17)
+    plain, _ = model(feats, idx)
+    found, alone = [], []
+    model.method.record_attention = found
+    close(model(feats, idx)[0], plain)
     first = len(model.lm.h) if name == "vcgpt" else 0
     assert [l for l, _ in found] == list(range(first, model.method.cache_layers(model.lm)))
     # Row 4 alone with its image attends as it did among the others; token n of the image is column
     # n, and in which order they come changes nothing else.
-    order = torch.randperm(17)
-    one_logits, alone = record(feats[1:, order], idx[4:5])
-    close(one_logits[0], logits[4])
+    model.method.record_attention = alone
+    close(model(feats[1:, order], idx[4:5])[0][0], plain[4])
     for (_, att), (_, one) in zip(found, alone):
         assert att.shape == (6, 4, 7, 17)
         torch.testing.assert_close(att.sum(-1), torch.ones(6, 4, 7).double())
