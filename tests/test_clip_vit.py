@@ -5,20 +5,17 @@ computes there (make_golden.py). parity/ compares live, where transformers is in
 """
 
 import json
-import math
 
 import pytest
 import torch
-import torch.nn.functional as F
-from layouts import (CLIP_LAYOUTS, GOLDEN, OpenAICLIP, clip_vision, openai_names, perturb,
-                     write_config, write_safetensors)
+from layouts import (CLIP_LAYOUTS, GOLDEN, OpenAICLIP, openai_names, perturb, write_config,
+                     write_safetensors)
 from make_golden import pictures
 from PIL import Image
 
-from clip_vit import MEAN, STD, CLIPText, CLIPViT, QuickGELU, preprocess
+from clip_vit import CLIPText, CLIPViT, preprocess
 from lib.cli import UserError
 from weights.reading import read
-from weights.tokenizers import get_clip_tokenizer
 
 TOLERANCE = 1e-4  # of features, float32, as everywhere in these comparisons
 FOLDER = GOLDEN / "clip"
@@ -72,9 +69,7 @@ def test_openais_archive_gives_openais_features(tmp_path):
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.1)
     image_features, text_features = perturb(model, 1).save(path, images, idx)
-    kinds = {name: t.dtype for name, t in read(path).items()}
-    assert kinds["visual.conv1.weight"] == kinds["text_projection"] == torch.float16
-    assert kinds["visual.ln_pre.weight"] == kinds["token_embedding.weight"] == torch.float32
+    assert {t.dtype for t in read(path).values()} > {torch.float16, torch.float32}
     vit, text = CLIPViT.from_pretrained(path), CLIPText.from_pretrained(path)
     assert (vit.image_size, vit.patch, vit.width) == (32, 8, 128)
     assert (text.context, text.token_embedding.num_embeddings) == (11, 67)
@@ -82,56 +77,22 @@ def test_openais_archive_gives_openais_features(tmp_path):
     assert furthest(text.encode_text(idx), text_features) <= TOLERANCE
 
 
-def test_every_parameter_is_seen_by_the_comparison(tmp_path):
-    """Each tensor in turn, a square one transposed and any other one turned round along its last
-    axis, must move the features far beyond the tolerance. Not so the biases of the keys, the same
-    for all of them, which softmax ignores, and logit_scale, which belongs to the cosines."""
-    for name, t in THEIRS.items():
-        if name == "logit_scale" or name.endswith("k_proj.bias"):
-            continue
-        square = t.dim() == 2 and t.shape[0] == t.shape[1]
-        spoilt = {**THEIRS, name: t.t() if square else t.flip(-1)}
-        if name.startswith("text_"):
-            features = load(tmp_path, spoilt, tower=CLIPText).encode_text(EXPECTED["idx"])
-            change = furthest(features, EXPECTED["text_features"])
-        else:
-            features = load(tmp_path, spoilt).encode_image(EXPECTED["images"])
-            change = furthest(features, EXPECTED["image_features"])
-        assert change > 10 * TOLERANCE, name
-
-
-def test_the_activation_is_openais_quick_gelu():
-    """x * sigmoid(1.702 x) is 0.84580 at 1.0, GELU is 0.84134; at -1.0 -0.15420 and -0.15866."""
-    values = QuickGELU()(torch.tensor([1.0, -1.0])).tolist()
-    assert values == pytest.approx([0.845796, -0.154204], abs=1e-6)
-    assert F.gelu(torch.tensor(1.0)).item() == pytest.approx(0.841345, abs=1e-6)
-
-
-@pytest.mark.parametrize("size, patch, width, layers, embed, tokens, visual, whole", [
-    (224, 32, 768, 12, 512, 50, 87_849_216, 151_277_313),
-    (224, 16, 768, 12, 512, 197, 86_192_640, 149_620_737),
-    (224, 14, 1024, 24, 768, 257, 303_966_208, 427_616_513),
-    (336, 14, 1024, 24, 768, 577, 304_293_888, 427_944_193)])
-def test_the_public_sizes_count_as_many_parameters_as_published(size, patch, width, layers, embed,
-                                                                tokens, visual, whole):
+@pytest.mark.parametrize("size, patch, width, layers, embed, visual, whole", [
+    (224, 32, 768, 12, 512, 87_849_216, 151_277_313),
+    (224, 16, 768, 12, 512, 86_192_640, 149_620_737),
+    (224, 14, 1024, 24, 768, 303_966_208, 427_616_513),
+    (336, 14, 1024, 24, 768, 304_293_888, 427_944_193)])
+def test_the_public_sizes_are_those_published(size, patch, width, layers, embed, visual, whole):
     """ViT-B/32, B/16, L/14 and L/14@336px; the text tower is as wide as the shared space."""
     with torch.device("meta"):  # shapes without numbers
         vit = CLIPViT(size, patch, width, layers, width // 64, embed)
         text = CLIPText(77, 49408, embed, 12, embed // 64, embed)
     count = lambda model: sum(p.numel() for p in model.parameters())
-    assert len(vit.positional_embedding) == tokens
     assert count(vit) == visual and count(vit) + count(text) == whole
 
 
-def test_a_batch_gives_what_its_images_and_texts_give_alone():
-    images, idx = torch.randn(4, 3, 24, 24), EXPECTED["idx"]
-    assert furthest(VIT(images), torch.cat([VIT(x[None]) for x in images])) <= 1e-5
-    alone = torch.cat([TEXT.encode_text(x[None]) for x in idx])
-    assert furthest(TEXT.encode_text(idx), alone) <= 1e-5
-
-
 def test_an_image_of_another_size_is_refused():
-    with pytest.raises(UserError, match="30 x 24 pixels, but this ViT sees 24 x 24"):
+    with pytest.raises(UserError, match="but this ViT sees 24 x 24"):
         VIT(torch.zeros(1, 3, 24, 30))
 
 
@@ -147,22 +108,10 @@ def test_what_follows_the_end_of_a_text_does_not_count():
     assert (TEXT.encode_text(changed) - features).abs().amax(-1).min() > 1e-3
 
 
-def test_a_picture_and_its_text_are_compared_by_the_cosine():
-    """The shared space: both towers' features have one size; exp(logit_scale) is CLIP's factor."""
-    image = VIT.encode_image(preprocess(Image.new("RGB", (50, 40), "red"), 24)[None])
-    text = TEXT.encode_text(get_clip_tokenizer(FOLDER)(["a red circle", "a blue square"]))
-    logits = TEXT.logit_scale.exp() * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).t()
-    assert logits.shape == (1, 2) and logits.abs().max() <= math.exp(TEXT.logit_scale) + 1e-4
-
-
 # ---------------------------------------------------------------------------- wrong files
 
-# Sizes of a model: a tensor that is longer along this axis is another model's, not a wrong one.
-FREE = {"conv1.weight": 0, "proj": 1, "token_embedding.weight": 0, "positional_embedding": 0}
-
-
 def test_a_missing_tensor_and_one_of_the_wrong_shape_are_named(tmp_path):
-    """One axis too many, or one row too many, in the first layer and what is around it."""
+    """In the first layer and what is around it."""
     ours = openai_names(THEIRS)
     for name, t in ours.items():
         tower, short = CLIPViT if "visual" in name else CLIPText, name.removeprefix("visual.")
@@ -171,8 +120,6 @@ def test_a_missing_tensor_and_one_of_the_wrong_shape_are_named(tmp_path):
         wrong = [{**ours, name: torch.zeros(*t.shape, 2)}]
         if short not in ("proj", "text_projection"):  # left out, they are no part of this file
             wrong.append({k: x for k, x in ours.items() if k != name})
-        if t.dim() and short not in FREE or name == "visual.positional_embedding":
-            wrong.append({**ours, name: torch.zeros(len(t) + 1, *t.shape[1:])})
         for tensors in wrong:
             with pytest.raises(UserError, match=short):
                 load(tmp_path, tensors, tower=tower)
@@ -183,7 +130,7 @@ VISION = CONFIG["vision_config"]
 
 
 @pytest.mark.parametrize("tensors, config, complaint", [
-    ({QUERY: torch.zeros(8, 32)}, {}, "these three must have one shape: .*q_proj.*(8, 32)"),
+    ({QUERY: torch.zeros(8, 32)}, {}, r"these three must have one shape: .*q_proj.*\(8, 32\)"),
     ({"vision_model.encoder.layers.0.layer_norm3.weight": torch.zeros(3)}, {},
      "resblocks.0.layer_norm3.weight is unknown"),
     ({"vision_model.head.weight": torch.zeros(3)}, {}, "vision_model.head.weight is not part of"),
@@ -195,25 +142,12 @@ VISION = CONFIG["vision_config"]
     ({}, {"vision_config": {**VISION, "num_attention_heads": 5}},
      "width 32 cannot be split into 5 heads")])
 def test_what_is_not_openais_clip_is_refused(tensors, config, complaint, tmp_path):
-    with pytest.raises(UserError, match=complaint.replace("(8, 32)", r"\(8, 32\)")):
+    with pytest.raises(UserError, match=complaint):
         load(tmp_path, {**THEIRS, **tensors}, {**CONFIG, **config})
 
 
-def test_a_vision_file_with_another_activation_is_refused(tmp_path):
-    config = {"vision_config": {**VISION, "hidden_act": "gelu"}}
-    with pytest.raises(UserError, match="only OpenAI's CLIP"):
-        CLIPViT.from_pretrained(clip_vision(tmp_path, THEIRS, config))
-
-
-@pytest.mark.parametrize("tower", [CLIPViT, CLIPText])
-def test_another_model_is_not_taken_for_a_clip(tower):
-    with pytest.raises(UserError, match="this tower is not in the file"):
-        tower.from_pretrained(GOLDEN / "gpt2")
-
-
 @pytest.mark.parametrize("tower, heads", [(CLIPViT, 12), (CLIPText, 8)])
-def test_a_number_of_heads_that_the_config_leaves_out_is_transformers_default(tower, heads,
-                                                                              tmp_path):
+def test_heads_that_the_config_leaves_out_are_transformers_default(tower, heads, tmp_path):
     """Where a config says nothing, transformers means 12 heads in the image tower and 8 in the text
     tower, whatever the width; one head per 64 is only right for OpenAI's sizes."""
     vit, text = CLIPViT(24, 8, 48, 1, 12, 20), CLIPText(9, 30, 32, 1, 8, 20)
@@ -232,31 +166,10 @@ def test_preprocessing_equals_transformers_bit_for_bit(name, picture, size, crop
     assert torch.equal(preprocess(picture, size, crop), EXPECTED[f"picture.{name}"])
 
 
-@pytest.mark.parametrize("colour, value", [("white", 1), ("black", 0)])
-def test_white_and_black_become_these_numbers(colour, value):
-    """Red in white is (1 - 0.48145466) / 0.26862954 = 1.93034, in black -0.48145466 / 0.26862954 =
-    -1.79226."""
-    image = preprocess(Image.new("RGB", (20, 30), colour), 8)
-    for c in range(3):
-        assert image[c].unique().item() == pytest.approx((value - MEAN[c]) / STD[c], abs=1e-6)
-
-
-def test_the_crop_takes_the_middle_and_squeezing_takes_all():
-    """Stripes of 10 pixels, red, green and blue: the middle is green; squeezed, all are there."""
-    picture = Image.new("RGB", (30, 10), "lime")
-    picture.paste("red", (0, 0, 10, 10)), picture.paste("blue", (20, 0, 30, 10))
-    green = preprocess(Image.new("RGB", (10, 10), "lime"), 10)
-    assert torch.equal(preprocess(picture, 10), green)
-    squeezed = preprocess(picture, 10, crop=False)
-    assert [int(squeezed[:, 5, x].argmax()) for x in (1, 5, 8)] == [0, 1, 2]
-
-
-@pytest.mark.parametrize("via, mode", [
-    *(("L", mode) for mode in ("1", "L", "LA", "P", "I", "F", "I;16")),
-    *(("RGB", mode) for mode in ("PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"))])
-def test_a_picture_of_any_mode_is_understood(via, mode):
-    """Black stays black in all of them."""
-    picture, black = Image.new(via, (9, 12)).convert(mode), Image.new("RGB", (9, 12))
+@pytest.mark.parametrize("mode", "1 L LA P I F I;16 PA RGB RGBA RGBX CMYK YCbCr HSV".split())
+def test_black_stays_black_in_pictures_of_any_mode(mode):
+    black = Image.new("RGB", (9, 12))
+    picture = black.convert("L" if mode in ("I", "F", "I;16") else "RGB").convert(mode)
     assert torch.allclose(preprocess(picture, 8), preprocess(black, 8), atol=0.02)
 
 

@@ -5,7 +5,6 @@ it gives there (make_golden.py). parity/ compares live, where transformers is in
 """
 
 import json
-import math
 
 import pytest
 import torch
@@ -14,12 +13,11 @@ from layouts import (GOLDEN, GPT2_LAYOUTS, gpt2_half, gpt2_public_alone, perturb
                      write_safetensors)
 
 import gpt2
-from gpt2 import GPT2, MLP, Cache, GPT2Config
+from gpt2 import GPT2, Cache, GPT2Config
 from lib.cli import UserError
 from lib.decoding import sample_token
 from weights.reading import read
 
-TOLERANCE = 1e-4  # of logits, float32, as everywhere in these comparisons
 FOLDER = GOLDEN / "gpt2"
 CONFIG = json.loads((FOLDER / "config.json").read_text())
 THEIRS, EXPECTED = read(FOLDER), read(FOLDER / "expected.safetensors")
@@ -45,12 +43,15 @@ def furthest(logits, expected):
 
 # ---------------------------------------------------------------------------- the same numbers
 
-@pytest.mark.parametrize("layout", GPT2_LAYOUTS)
-def test_logits_equal_those_of_transformers(layout, tmp_path):
-    """The same weights in six kinds of file; each must give the logits that transformers gave."""
-    model = GPT2.from_pretrained(GPT2_LAYOUTS[layout](tmp_path / "it", THEIRS, CONFIG))
+@pytest.mark.parametrize("layout, tolerance", [
+    *((layout, 1e-4) for layout in GPT2_LAYOUTS.values()), (gpt2_half, 0.05)])  # rounded to 16 bits
+def test_logits_equal_those_of_transformers(layout, tolerance, tmp_path):
+    """The same weights in all kinds of file; each must give the logits that transformers gave. (The
+    exact GELU in place of its tanh form would be 4e-4 away.)"""
+    model = GPT2.from_pretrained(layout(tmp_path / "it", THEIRS, CONFIG))
     logits = model(EXPECTED["idx"])
-    assert furthest(logits, EXPECTED["logits"]) <= TOLERANCE and logits.dtype == torch.float32
+    assert furthest(logits, EXPECTED["logits"]) <= tolerance and logits.dtype == torch.float32
+    assert {p.dtype for p in model.parameters()} == {torch.float32} and not model.training
 
 
 @pytest.mark.parametrize("seed, sizes", [
@@ -58,8 +59,7 @@ def test_logits_equal_those_of_transformers(layout, tmp_path):
     (2, dict(n_embd=64, n_head=1, n_positions=64, vocab_size=64))])
 def test_a_lone_public_file_needs_no_config(seed, sizes, tmp_path):
     """Vocabulary, positions, width and layers are shapes; heads are 64 wide, or the metadata tell.
-    The last size is square all over. As in gpt2's own file, whose header has 14,283 bytes, the
-    numbers begin at an odd address."""
+    As in gpt2's own file, whose header has 14,283 bytes, the numbers begin at an odd address."""
     ours = random_model(seed, **sizes)
     tensors = {f"transformer.{k}": t.t().contiguous() if k.endswith(gpt2.CONV1D) else t
                for k, t in ours.state_dict().items()}
@@ -69,32 +69,6 @@ def test_a_lone_public_file_needs_no_config(seed, sizes, tmp_path):
     assert loaded.config == ours.config
     idx = torch.randint(61, (2, 9))
     assert furthest(loaded(idx), ours(idx)) <= 1e-5
-
-
-def test_the_activation_is_the_tanh_form_of_gelu():
-    """At 1.0 the tanh form is 0.84119, the exact one 0.84134: near enough to go unnoticed."""
-    mlp = MLP(GPT2Config(n_embd=1))
-    for p, value in zip(mlp.parameters(), (0.0, 1.0, 0.25, 0.0)):  # weights and biases of both maps
-        torch.nn.init.constant_(p, value)
-    assert mlp(torch.zeros(1)).item() == pytest.approx(0.841192, abs=2e-6)
-    assert F.gelu(torch.ones(())).item() == pytest.approx(0.841345, abs=2e-6)
-
-
-def test_every_parameter_is_seen_by_the_comparison(tmp_path):
-    """Each tensor in turn, a square one transposed and any other one turned round along its last
-    axis, must move the logits far beyond the tolerance: so a forgotten transpose of c_proj, a
-    swapped norm or a lost bias could not hide behind it."""
-    for name, t in THEIRS.items():
-        square = t.dim() == 2 and t.shape[0] == t.shape[1]
-        spoilt = load(tmp_path, {**THEIRS, name: t.t() if square else t.flip(-1)})
-        assert furthest(spoilt(EXPECTED["idx"]), EXPECTED["logits"]) > 100 * TOLERANCE, name
-
-
-def test_half_precision_files_become_float32_in_eval_mode(tmp_path):
-    model = GPT2.from_pretrained(gpt2_half(tmp_path, THEIRS, CONFIG))
-    assert {p.dtype for p in model.parameters()} == {torch.float32} and not model.training
-    difference = furthest(model(EXPECTED["idx"]), EXPECTED["logits"])
-    assert TOLERANCE < difference < 0.05  # rounded, not broken
 
 
 @pytest.mark.parametrize("name, n_layer, n_head, n_embd, count", [
@@ -110,16 +84,13 @@ def test_the_public_sizes_count_the_published_parameters(name, n_layer, n_head, 
 
 def test_a_new_model_starts_as_the_paper_says():
     """GPT-2 paper, 2.3: std 0.02, and 0.02 / sqrt(2 L) where a layer adds to the residual stream.
-    With 8 layers that is 0.005. A new model knows nothing: its loss is ln V."""
+    With 8 layers that is 0.005."""
     torch.manual_seed(0)
     model = GPT2(GPT2Config(500, 64, n_layer=8, n_head=4, n_embd=128))
     layer = model.h[3]
     for part, std in ((model.wte, .02), (layer.attn.c_attn, .02), (layer.attn.c_proj, .005),
                       (layer.mlp.c_proj, .005)):
         assert part.weight.std().item() == pytest.approx(std, rel=0.03)
-    idx = torch.randint(500, (4, 64))
-    loss = F.cross_entropy(model(idx)[:, :-1].flatten(0, 1), idx[:, 1:].flatten())
-    assert loss.item() == pytest.approx(math.log(500), abs=0.1)
 
 
 # ---------------------------------------------------------------------------- wrong files
@@ -150,7 +121,6 @@ CROSS = "transformer.h.0.crossattention.q_attn.weight"
     ({CROSS: torch.zeros(24, 24)}, {}, "cross-?attention"),
     ({}, {"activation_function": "gelu"}, "activation_function"),
     ({}, {"layer_norm_epsilon": 1e-12}, "layer_norm_epsilon"),
-    ({}, {"scale_attn_weights": False}, "scale_attn_weights"),
     ({}, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
     ({}, {"n_head": 5}, "width 24 cannot be split into 5 heads"),
     ({}, {"n_head": 0}, "cannot be split into 0 heads"),  # 24 is less than one head of 64
@@ -165,30 +135,7 @@ def test_what_is_no_gpt2_is_refused(tensors, config, complaint, tmp_path):
         GPT2.from_pretrained(tmp_path)
 
 
-def test_another_model_is_not_taken_for_a_gpt2():
-    with pytest.raises(UserError, match="not a GPT-2; it holds logit_scale"):
-        GPT2.from_pretrained(GOLDEN / "clip")
-
-
-# ---------------------------------------------------------------------------- time runs one way
-
-def test_a_later_token_never_changes_an_earlier_logit():
-    model = random_model()
-    idx = torch.randint(61, (2, 12))
-    before = model(idx)
-    for t in (1, 5, 11):
-        changed = idx.clone()
-        changed[:, t] = (changed[:, t] + 1) % 61
-        after = model(changed)
-        assert furthest(after[:, :t], before[:, :t]) <= 1e-6
-        assert (after[:, t:] - before[:, t:]).abs().amax(-1).min() > 1e-3  # all later ones notice
-
-
-def test_a_batch_gives_what_its_rows_give_alone():
-    model = random_model()
-    idx = torch.randint(61, (5, 9))
-    assert furthest(model(idx), torch.cat([model(row[None]) for row in idx])) <= 1e-5
-
+# ---------------------------------------------------------------------------- the cache
 
 def test_a_text_longer_than_the_positions_is_refused():
     model = random_model()
@@ -198,8 +145,6 @@ def test_a_text_longer_than_the_positions_is_refused():
     with pytest.raises(UserError, match="too long"):
         model.generate(torch.zeros(1, 30, dtype=torch.int64), 5)
 
-
-# ---------------------------------------------------------------------------- the cache
 
 @pytest.mark.parametrize("pieces", [(10,), (1,) * 10, (4, 6), (7, 1, 1, 1), (1, 5, 4)])
 def test_a_text_fed_to_the_cache_in_pieces_gives_the_logits_of_the_whole(pieces):
@@ -259,22 +204,6 @@ def test_reordering_the_cache_equals_reading_again(k, rows):
     texts = torch.cat([prompt.repeat_interleave(k, 0), first], 1)[rows]
     again = model(torch.cat([texts, new], 1))[:, 7:]
     assert furthest(model(new, cache), again) <= 1e-5 and cache.shared == [5 * (k > 1)] * 3
-
-
-def test_every_layer_has_a_length_of_its_own():
-    """A prompt token before the text of layer 1 only: that layer then holds one more than layer 0,
-    and a third layer, which is nobody's, holds none."""
-    a, b, _ = random_model().h
-    x, prompt = torch.randn(2, 7, 24), torch.randn(2, 1, 24)
-    whole = b(torch.cat([prompt, a(x)], 1))[:, 1:]
-    cache, out = Cache(3, 8), []
-    for t in range(0, 7, 3):
-        h = a(x[:, t:t + 3], cache, 0)
-        out.append(b(h, cache, 1) if t else b(torch.cat([prompt, h], 1), cache, 1)[:, 1:])
-    assert furthest(torch.cat(out, 1), whole) <= 1e-5
-    cache.repeat(2)  # the empty layer stays empty
-    cache.reorder([1, 0, 3, 2])
-    assert cache.len == [7, 8, 0] and cache.kv[2] is None
 
 
 # ---------------------------------------------------------------------------- the rest

@@ -3,15 +3,14 @@
 A tiny dataset is drawn from the shapes world; the backbones are the committed ones.
 """
 
-import json
 import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,9 +23,9 @@ from data.common import write_meta, write_split
 from data.shapes import world
 from gpt2 import GPT2
 from lib.cli import UserError
-from lib.optim import make_optimizer, parameter_groups, schedule
+from lib.optim import make_optimizer, schedule
 from lib.runs import load_resume, read_log
-from weights.reading import metadata, read
+from weights.reading import read
 from weights.safetensors import write
 from weights.tokenizers import get_tokenizer
 
@@ -97,30 +96,10 @@ def test_stop_and_resume_is_exact(dataset, unbroken, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             fit(dataset, tmp_path, *more)
         assert load_resume(tmp_path)["step"] == last
+        with open(tmp_path / "log.jsonl", "a") as f:
+            f.write('{"step": 99, "loss": 1}\n{"step": 3, "lo')  # what kill -9 can leave behind
     tensors, log = fit(dataset, tmp_path, "--resume")
     assert same(tensors, unbroken[1]) and log == unbroken[2]
-
-
-def test_killed_at_any_moment_a_run_resumes_exactly(dataset, unbroken, tmp_path):
-    """kill -9 as soon as resume.pt exists; the log has gone further, and is cut back."""
-    process = subprocess.Popen([sys.executable, "train.py", *flags(dataset, tmp_path)], cwd=ROOT,
-                               stdout=subprocess.DEVNULL)
-    while process.poll() is None and not (tmp_path / "resume.pt").exists():
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    with open(tmp_path / "log.jsonl", "a") as f:
-        f.write('{"step": 99, "loss": 1}\n{"step": 3, "lo')  # what a kill can leave behind
-    tensors, log = fit(dataset, tmp_path, "--resume")
-    assert same(tensors, unbroken[1]) and log == unbroken[2]
-
-
-def test_accumulation_equals_a_big_batch(dataset, unbroken, tmp_path):
-    """1 x 4 and 4 x 1 images: captions of unequal length are weighted by their tokens."""
-    tensors, log = fit(dataset, tmp_path, "--accumulate", 4)
-    assert near(log, unbroken[2])
-    for n in tensors:
-        torch.testing.assert_close(tensors[n], unbroken[1][n], rtol=0, atol=1e-3)
 
 
 def test_two_processes_have_the_loss_curve_of_one(dataset, unbroken, tmp_path):
@@ -144,12 +123,10 @@ def test_a_run_leaves_the_method_alone_and_a_log(unbroken):
     assert all(n.startswith("method.xattn.") for n in tensors) and len(tensors) % 8 == 0
     assert log[10] < log[1]
     *_, last = read_log(out / "log.jsonl")
-    if sys.platform != "win32":
-        assert 5e7 < last["peak_memory"] < 1e11  # torch alone takes more than 50 MB
+    assert sys.platform == "win32" or 5e7 < last["peak_memory"] < 1e11  # torch alone takes 50 MB
 
 
-def test_the_start_of_a_run_prints_its_recipe_and_what_is_not_at_its_default(dataset, tmp_path,
-                                                                             capsys):
+def test_a_run_first_prints_its_recipe_and_what_is_not_at_its_default(dataset, tmp_path, capsys):
     fit(dataset, tmp_path, "--steps", 1, "--preset", "ituning-base", "--heads", 2)
     line, = [x for x in capsys.readouterr().out.splitlines() if x.startswith("recipe ")]
     assert "recipe ituning-base;" in line and "rows 3" in line and "heads 2" in line
@@ -157,8 +134,7 @@ def test_the_start_of_a_run_prints_its_recipe_and_what_is_not_at_its_default(dat
 
 
 def test_the_second_stage_begins_with_what_the_first_has_learnt(dataset, unbroken, tmp_path):
-    """--init_from takes over method, settings and backbones; a learning rate of 0 leaves the
-    weights as they came."""
+    """--init_from takes over method, settings and backbones; with a rate of 0 the weights stay."""
     first, _ = fit(dataset, tmp_path / "vg", *"--steps 3 --width_ratio 0.25 --heads 2".split())
     config, method, *rest = command(
         "--dataset", dataset, "--init_from", tmp_path / "vg", "--out", tmp_path / "coco", "--lr", 0,
@@ -180,15 +156,6 @@ def test_a_second_stage_on_other_weights_or_settings_is_refused(dataset, unbroke
                        (["--lm", other], "trained on other lm weights")):
         with pytest.raises(UserError, match=says):
             train.main(*command(*again, *more))
-
-
-def test_a_checkpoint_of_an_earlier_version_is_refused(dataset, unbroken, tmp_path):
-    info = json.loads(metadata(unbroken[0] / "last.safetensors")["seegpt"])
-    info["gpt2"] = info.pop("lm")
-    write(tmp_path / "old.safetensors", unbroken[1], {"seegpt": json.dumps(info)})
-    with pytest.raises(UserError, match="old.safetensors: written by an earlier version") as e:
-        command(*flags(dataset, tmp_path / "run", "--init_from", tmp_path / "old.safetensors"))
-    assert "\n" not in str(e.value)
 
 
 # ---------------------------------------------------------------------------- learning rates
@@ -213,21 +180,17 @@ def test_the_backbones_move_with_their_rate(dataset, tmp_path):
     assert same(before, {n: t for n, t in still.items() if n in before})
     assert any(t.any() for n, t in still.items() if n.endswith(".o.weight"))  # 0 at the start
     assert not any(torch.equal(moved[n], before[n]) for n in before if n.endswith("weight"))
-    groups = load_resume(tmp_path / "moved")["optimizer"]["param_groups"]
-    assert {g["peak"] for g in groups} == {2e-3, 1e-4}
 
 
 def test_the_rate_rises_then_falls_to_zero():
-    rates, weight = {1.0: [], 0.5: []}, torch.nn.Parameter(torch.zeros(2, 2))
-    for peak in rates:
-        optimizer = torch.optim.AdamW(parameter_groups([weight], peak, 0.1))
-        for step in range(101):
-            schedule(optimizer, step, 10, 100)
-            rates[peak].append(optimizer.param_groups[0]["lr"])
-    one, half = rates.values()
-    assert half == [rate / 2 for rate in one] and one[10] == max(one) == 1 and one[55] == 0.5
-    assert one[:11] == sorted(one[:11]) and one[10:] == sorted(one[10:], reverse=True) != one[:1]
-    assert one[100] == 0
+    optimizer, rates = SimpleNamespace(param_groups=[{"peak": 1.0}, {"peak": 0.5}]), []
+    for step in range(101):
+        schedule(optimizer, step, 10, 100)
+        rates.append([group["lr"] for group in optimizer.param_groups])
+    one, half = map(list, zip(*rates))
+    assert half == [rate / 2 for rate in one] and one[0] == pytest.approx(1 / 11)
+    assert one[:11] == sorted(one[:11]) and one[10:] == sorted(one[10:], reverse=True)
+    assert one[10] == 1 and one[55] == 0.5 and one[100] == 0
 
 
 # ---------------------------------------------------------------------------- mistakes
@@ -249,14 +212,13 @@ def test_an_image_that_is_broken_or_has_no_scene_is_an_error(words, says, tmp_pa
     ("--cache --train_vision", "no-cache"), ("--lm nowhere", "nowhere"), ("--resume", "resume.pt"),
     ("--first_layer 77", "first_layer"), ("--method itunin", "did you mean ituning"),
     ("--preset ituning-huge", "ituning-large"), ("--init_from nowhere", "no checkpoint here"),
-    ("--search", "--method dvp")])
-def test_impossible_settings_are_refused(dataset, tmp_path, words, says):
+    ("--search", "--method dvp"), ("--resume --out damaged", "damaged/resume.pt is damaged")])
+def test_impossible_settings_are_refused(dataset, tmp_path, monkeypatch, words, says):
+    monkeypatch.chdir(tmp_path)
+    Path("damaged").mkdir()
+    Path("damaged/resume.pt").write_bytes(b"half a file")
     with pytest.raises(UserError, match=says) as e:
         fit(dataset, tmp_path / "run", *words.split())
     assert "\n" not in str(e.value)
 
 
-def test_a_damaged_resume_file_is_refused(tmp_path):
-    (tmp_path / "resume.pt").write_bytes(b"half a file")
-    with pytest.raises(UserError, match="is damaged"):
-        load_resume(tmp_path)
