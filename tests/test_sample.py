@@ -94,10 +94,10 @@ def test_a_folder_means_the_image_files_directly_inside_in_order(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     alone, *inside = (str(tmp_path / name) for name in ("deeper/c.png", "a.JPG", "b.png"))
-    assert find_images([alone, tmp_path]) == [alone, *inside]
+    assert find_images([alone, str(tmp_path)]) == [alone, *inside]
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no image in there"):
-        find_images([tmp_path / "empty"])
+        find_images([str(tmp_path / "empty")])
 
 
 def test_a_broken_image_costs_one_line_but_not_the_others(trained, files, capsys):

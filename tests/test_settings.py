@@ -52,7 +52,7 @@ class Settings:
 def test_a_dataclass_becomes_flags_and_help(capsys):
     given, = parse(Settings, argv=["--title", "b", "--no-fast", "--kind", "y"])
     assert given == Settings("b", [1], False, "y") and Settings().sizes is not Settings().sizes
-    assert parse(Settings, argv=["--lr"], defaults={"sizes": [2]}, peek=True) == [Settings("a", [2])]
+    assert parse(Settings, argv=["--lr"], defaults={"sizes": [2]}, peek=True)[0].sizes == [2]
     with pytest.raises(SystemExit):
         parse(Settings, argv=["--help"])
     text = capsys.readouterr().out
