@@ -240,7 +240,8 @@ class SeeGPT(nn.Module):
         condition_len = condition_len.repeat_interleave(search.rows)
         every = torch.arange(B * search.rows, device=idx.device)
         for pos in range(T, T + max_new_tokens):
-            parents, tokens = search.extend(logits.float())
+            # pitfall: padding at the end of a vocabulary has logits, too.
+            parents, tokens = search.extend(logits.float()[:, :self.lm.tokenizer.n_vocab])
             if search.over or pos == T + max_new_tokens - 1:
                 return
             cache.reorder(parents)

@@ -297,10 +297,11 @@ def search_layer(method_config, run):
     config, resume, n = run.config, run.resume, len(run.entries["train"])
     steps = round(config.search_epochs * n / config.batch)
     kept = min(1000, max(config.batch // 2, n // 20))
-    if method_config.visual != "one" or config.init_from or run.processes.size > 1 or kept >= n \
-            or steps < 1:
+    if method_config.visual != "one" or method_config.insert_layer or config.init_from \
+            or run.processes.size > 1 or kept >= n or steps < 1:
         raise UserError("--search finds the layer of one prompt token, anew, in one process, in a "
-                        "step or more: --visual one, no --init_from, no torchrun, images enough")
+                        "step or more: --visual one, images enough, and without --insert_layer, "
+                        "--init_from and torchrun")
     model = run.build(replace(method_config, insert_layer=-1))
     mixed = np.random.default_rng((config.seed, 2)).permutation(n)
     data = run.batches("train", model.method)

@@ -33,10 +33,11 @@ every = pytest.mark.parametrize("name", sorted({*METHODS, *VARIANTS, "mymethod"}
 
 
 class Letters:
-    """A tokenizer of one letter a token, "A" being 0; the id of the text's end can be any."""
+    """A tokenizer of one letter a token, "A" being 0; the id of the text's end can be any, and ids
+    from n_vocab on are padding."""
 
-    def __init__(self, eot=V - 1):
-        self.eot_token = eot
+    def __init__(self, eot=V - 1, n_vocab=V):
+        self.eot_token, self.n_vocab = eot, n_vocab
 
     def encode_ordinary(self, text):
         return [(ord(c) - 65) % (V - 1) for c in text]

@@ -96,13 +96,17 @@ def test_64_images_in_a_batch_get_the_captions_they_get_alone(how):
     assert together == alone and len(set(together)) > 30
 
 
-@pytest.mark.parametrize("eot", [0, 17, EOT])
+@pytest.mark.parametrize("eot, n_vocab", [(0, V), (17, V), (EOT, V), (17, 20)])
 @pytest.mark.parametrize("how", [dict(beam=3), dict(temperature=2.0)])
-def test_nothing_stands_behind_the_end_of_a_text_whichever_id_it_has(how, eot):
-    found = speaker(eot=eot).generate(noise(50, 10), max_new_tokens=9, with_ids=True, **how)
+def test_nothing_stands_behind_the_end_of_a_text_whichever_id_it_has(how, eot, n_vocab):
+    """And nothing of a vocabulary's padding, from n_vocab on, is ever said."""
+    model = speaker(eot=eot)
+    model.lm.tokenizer = Letters(eot, n_vocab)
+    found = model.generate(noise(50, 10), max_new_tokens=9, with_ids=True, **how)
     lengths = {len(ids) for _, ids in found}
     assert len(lengths) > 3 and max(lengths) == 9  # some ended early, some not at all
     assert all(eot not in ids and text == Letters().decode(ids) for text, ids in found)
+    assert max(max(ids, default=0) for _, ids in found) < n_vocab
 
 
 def test_drawing_follows_the_temperature_and_top_k():
