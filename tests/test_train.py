@@ -88,9 +88,11 @@ def test_stop_and_resume_is_exact(dataset, unbroken, tmp_path, monkeypatch):
     """Ctrl-C in step 3, resume, Ctrl-C in step 7, resume: bit for bit ten steps at once."""
     def ctrl_c(optimizer, step, *rest):
         schedule(optimizer, step, *rest)
+        dice.append(torch.rand(()).item())  # as a method with dropout would
         if step + 1 == last:
             signal.raise_signal(signal.SIGINT)
 
+    dice = []
     monkeypatch.setattr(train, "schedule", ctrl_c)
     for last, more in ((3, ()), (7, ("--resume",))):
         with pytest.raises(KeyboardInterrupt):
@@ -99,7 +101,7 @@ def test_stop_and_resume_is_exact(dataset, unbroken, tmp_path, monkeypatch):
         with open(tmp_path / "log.jsonl", "a") as f:
             f.write('{"step": 99, "loss": 1}\n{"step": 3, "lo')  # what kill -9 can leave behind
     tensors, log = fit(dataset, tmp_path, "--resume")
-    assert same(tensors, unbroken[1]) and log == unbroken[2]
+    assert same(tensors, unbroken[1]) and log == unbroken[2] and len({*dice}) == 10
 
 
 def test_two_processes_have_the_loss_curve_of_one(dataset, unbroken, tmp_path):
