@@ -39,8 +39,8 @@ from lib.cli import UserError
 from lib.decoding import Beams, Draws, sample_token
 from lib.devices import cast_matrices, to_device
 from lib.files import repo_path
-from lib.runs import checkpoint_file, read_run_info, restore
 from lib.settings import find_method, method_config
+from weights.checkpoints import checkpoint_file, read_run_info, restore
 from weights.reading import fingerprint, read
 from weights.safetensors import write
 

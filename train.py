@@ -33,14 +33,16 @@ from data.shapes.exact import report_exact
 from data.tasks import find_dataset
 from gpt2 import GPT2
 from lib import pictures
-from lib.cli import UserError, clock, opt, run as command, time_left
+from lib.cli import UserError, clock, opt
+from lib.cli import run as command
+from lib.cli import time_left
 from lib.devices import Processes, autocast, peak_memory, pick_dtype, to_device
 from lib.files import repo_path
 from lib.optim import make_optimizer, schedule
-from lib.runs import (Log, begin_with, loop, print_parameters, put_back, save_resume,
-                      show_validation)
+from lib.runs import Log, loop, print_parameters, put_back, save_resume, show_validation
 from lib.settings import check, count_steps, differing, find_method, read_command
 from model import SeeGPT, training_step
+from weights.checkpoints import begin_with
 from weights.reading import fingerprint, read
 
 

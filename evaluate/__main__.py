@@ -32,8 +32,9 @@ from evaluate.vqa import score_answers
 from lib.cli import UserError, note, opt, parse, run
 from lib.devices import autocast, pick_device
 from lib.files import replacing
-from lib.runs import newest_run, read_run_info
+from lib.runs import newest_run
 from model import SeeGPT
+from weights.checkpoints import read_run_info
 
 LEARNT = {"captions": "captions", "question": "answers to questions",
           "hypothesis": "labels of hypotheses"}

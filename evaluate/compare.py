@@ -27,8 +27,8 @@ from evaluate.tables import markdown
 from lib import pictures
 from lib.cli import UserError, note, opt, parse, run
 from lib.files import replacing, write_json
-from lib.runs import read_run_info
 from model import SeeGPT, TextState
+from weights.checkpoints import read_run_info
 
 ROOT = Path(__file__).resolve().parents[1]
 DVP = ["--dataset", "shapes/vqa"]

@@ -36,9 +36,10 @@ from lib.cli import UserError, note, opt, parse, run
 from lib.devices import pick_device
 from lib.files import repo_path, write_json
 from lib.pictures import open_image
-from lib.runs import checkpoint_file, newest_run
+from lib.runs import newest_run
 from model import SeeGPT
 from prompts import NONE, PAINTS, TEMPLATES, cloze, fill_in, paint
+from weights.checkpoints import checkpoint_file
 from weights.public import locate
 from weights.tokenizers import get_clip_tokenizer
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from data.tasks import dataset_name
 from lib.cli import UserError, default_of, parse
-from lib.runs import load_resume, new_folder, newest, read_run_info
+from lib.runs import load_resume, new_folder, newest
+from weights.checkpoints import read_run_info
 
 # The built-in methods: module and class.
 METHODS = {

@@ -14,11 +14,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from dataset_trees import ENTRIES, entry, fails, fill, jpeg, karpathy, tree, zipped
 
 from data import archives, common, tasks
 from data.coco import prepare
 from data.features import cached_features, image_features_of
-from dataset_trees import ENTRIES, entry, fails, fill, jpeg, karpathy, tree, zipped
 from lib import files
 
 

@@ -21,13 +21,13 @@ import urllib.request
 import zlib
 
 import pytest
+from dataset_trees import (ACCENT, MAKERS, ROOT, change, entry, fails, fill, jpeg, karpathy,
+                           nocaps_json, publish, tree, zipped)
 from PIL import Image
 
 from clip_vit import preprocess
 from data import common, tasks
 from data.folder import prepare as folder
-from dataset_trees import (ACCENT, MAKERS, ROOT, change, entry, fails, fill, jpeg, karpathy,
-                           nocaps_json, publish, tree, zipped)
 from lib.cli import UserError
 from lib.pictures import open_image
 

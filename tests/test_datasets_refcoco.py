@@ -6,11 +6,11 @@ What all prepare scripts do is tested in test_datasets.py; the tree is in datase
 import pickle
 
 import pytest
+from dataset_trees import (OBJECTS, RUNS, SETS, H, W, change, fails, fill, polygons, python2,
+                           references, refs_name, tree)
 
 from data import tasks
 from data.refcoco import prepare as refcoco
-from dataset_trees import (OBJECTS, RUNS, SETS, H, W, change, fails, fill, polygons, python2,
-                           references, refs_name, tree)
 
 TRAIN, WOMAN = ["Left man", "caf\u00e9"], "\U0001f600 woman"
 IMAGE_4 = "train2014/COCO_train2014_000000000004.jpg"

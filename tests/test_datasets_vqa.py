@@ -7,10 +7,10 @@ import gzip
 import json
 
 import pytest
+from dataset_trees import fails, fill, jpeg, pair, tree, vqa_questions
 
 from data.scienceqa import prepare as scienceqa
 from data.vqa2 import prepare as vqa2
-from dataset_trees import fails, fill, jpeg, pair, tree, vqa_questions
 
 
 @pytest.fixture

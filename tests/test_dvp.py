@@ -28,9 +28,10 @@ from evaluate import __main__ as evaluate
 from evaluate.vqa import score_answers
 from lib import runs
 from lib.cli import UserError, parse
-from lib.runs import read_log, read_run_info
+from lib.runs import read_log
 from model import SeeGPT
 from prompts import Bandit, score_layers
+from weights.checkpoints import read_run_info
 
 HEAD = ["--method", "dvp", "--readout", "head", "--steps", 6]
 

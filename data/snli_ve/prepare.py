@@ -31,8 +31,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
 from data.archives import escapes
-from data.common import (assert_sizes, clean, keep_usable, published_form, write_answers,
-                         write_items)
+from data.common import assert_sizes, clean, keep_usable, published_form, write_answers, write_items
 from lib.cli import UserError, opt, parse, run
 from weights.download import download
 

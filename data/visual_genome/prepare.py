@@ -28,8 +28,8 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
 from data.archives import escapes, fetch_zip
-from data.common import (KARPATHY, assert_sizes, clean, fetch_images, karpathy_splits,
-                         keep_usable, published_form, unique, write_captions)
+from data.common import (KARPATHY, assert_sizes, clean, fetch_images, karpathy_splits, keep_usable,
+                         published_form, unique, write_captions)
 from lib.cli import opt, parse, run
 from lib.files import read_json
 

@@ -35,8 +35,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
 from data.archives import fetch_zip
-from data.common import (assert_sizes, clean, keep_usable, published_form, write_answers,
-                         write_items)
+from data.common import assert_sizes, clean, keep_usable, published_form, write_answers, write_items
 from data.vqa2.answers import normalise_answer
 from lib.cli import opt, parse, run
 from lib.files import read_json
