@@ -32,10 +32,8 @@ from data.shapes import prepare
 from data.shapes.exact import report_exact
 from data.tasks import find_dataset
 from gpt2 import GPT2
-from lib import pictures
-from lib.cli import UserError, clock, opt
-from lib.cli import run as command
-from lib.cli import time_left
+from lib import cli, pictures
+from lib.cli import UserError, clock, opt, time_left
 from lib.devices import Processes, autocast, peak_memory, pick_dtype, to_device
 from lib.files import repo_path
 from lib.optim import make_optimizer, schedule
@@ -279,4 +277,4 @@ def main(config, method_config, recipe, resume):
 
 
 if __name__ == "__main__":
-    command(lambda: main(*read_command(Config, RECIPES, PRESETS)))
+    cli.run(lambda: main(*read_command(Config, RECIPES, PRESETS)))

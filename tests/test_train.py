@@ -86,13 +86,14 @@ def unbroken(dataset, tmp_path_factory):
 
 def test_stop_and_resume_is_exact(dataset, unbroken, tmp_path, monkeypatch):
     """Ctrl-C in step 3, resume, Ctrl-C in step 7, resume: bit for bit ten steps at once."""
+    dice = []
+
     def ctrl_c(optimizer, step, *rest):
         schedule(optimizer, step, *rest)
         dice.append(torch.rand(()).item())  # as a method with dropout would
         if step + 1 == last:
             signal.raise_signal(signal.SIGINT)
 
-    dice = []
     monkeypatch.setattr(train, "schedule", ctrl_c)
     for last, more in ((3, ()), (7, ("--resume",))):
         with pytest.raises(KeyboardInterrupt):
@@ -122,8 +123,7 @@ def test_cached_features_give_the_same_run_up_to_their_rounding(dataset, unbroke
 def test_a_run_leaves_the_method_alone_and_a_log(unbroken):
     """Nothing frozen is in a checkpoint; the loss has fallen."""
     out, tensors, log = unbroken
-    assert all(n.startswith("method.xattn.") for n in tensors) and len(tensors) % 8 == 0
-    assert log[10] < log[1]
+    assert all(n.startswith("method.xattn.") for n in tensors) and log[10] < log[1]
     *_, last = read_log(out / "log.jsonl")
     assert sys.platform == "win32" or 5e7 < last["peak_memory"] < 1e11  # torch alone takes 50 MB
 
@@ -149,8 +149,7 @@ def test_the_second_stage_begins_with_what_the_first_has_learnt(dataset, unbroke
 
 
 def test_a_second_stage_on_other_weights_or_settings_is_refused(dataset, unbroken, tmp_path):
-    other = shutil.copytree(TINY_GPT2, tmp_path / "other")
-    tensors = read(other)
+    tensors = read(other := shutil.copytree(TINY_GPT2, tmp_path / "other"))
     next(iter(tensors.values())).view(-1)[0] += 1
     write(other / "model.safetensors", tensors)
     again = flags(dataset, tmp_path / "run", "--init_from", unbroken[0])
@@ -180,7 +179,7 @@ def test_the_backbones_move_with_their_rate(dataset, tmp_path):
     still, _ = fit(dataset, tmp_path / "still", *short, 0)
     moved, _ = fit(dataset, tmp_path / "moved", *short, 1e-4)
     assert same(before, {n: t for n, t in still.items() if n in before})
-    assert any(t.any() for n, t in still.items() if n.endswith(".o.weight"))  # 0 at the start
+    assert any(t.any() for n, t in still.items() if n.endswith(".o.weight"))  # 0 before training
     assert not any(torch.equal(moved[n], before[n]) for n in before if n.endswith("weight"))
 
 
