@@ -109,8 +109,7 @@ def test_two_processes_have_the_loss_curve_of_one(dataset, unbroken, tmp_path):
     words = "-m torch.distributed.run --standalone --nproc_per_node=2 train.py".split()
     done = subprocess.run([sys.executable, *words, *flags(dataset, tmp_path)], cwd=ROOT, text=True,
                           capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert near(losses(tmp_path), unbroken[2])
+    assert done.returncode == 0 and near(losses(tmp_path), unbroken[2]), done.stderr[-2000:]
 
 
 def test_cached_features_give_the_same_run_up_to_their_rounding(dataset, unbroken, tmp_path):
