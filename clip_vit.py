@@ -260,7 +260,7 @@ def head_counts(path):
     """How many heads each tower has: shapes cannot tell. Also refuses what is not OpenAI's CLIP."""
     config, notes, heads = read_config(path), metadata(path), {}
     for tower, usual in (("vision", 12), ("text", 8)):
-        part = config.get(f"{tower}_config", config)
+        part = config.get(f"{tower}_config") or config
         act, eps = part.get("hidden_act", "quick_gelu"), part.get("layer_norm_eps", 1e-5)
         if (act, eps) != ("quick_gelu", 1e-5):
             raise UserError(f"{path}/config.json: only OpenAI's CLIP (quick_gelu, layer_norm_eps "

@@ -126,7 +126,6 @@ class DVP(Method):
         [ CLIP-ViT ]            [ wte+wpe ]
              | feats (B,N,D)         | (R,T,C)
              |              [ layers 0 .. K-1 ] + (adapters, norms)
-             |                       |
              |                       +-- state of the last token of the question --+
              |                       |                                             | (R,1,C)
              +----------(k)(v)-------|-------------------------> ( cross-attention )
@@ -299,9 +298,8 @@ def search_layer(method_config, run):
     kept = min(1000, max(config.batch // 2, n // 20))
     if method_config.visual != "one" or method_config.insert_layer or config.init_from \
             or run.processes.size > 1 or kept >= n or steps < 1:
-        raise UserError("--search finds the layer of one prompt token, anew, in one process, in a "
-                        "step or more: --visual one, images enough, and without --insert_layer, "
-                        "--init_from and torchrun")
+        raise UserError("--search finds one prompt token's layer: --visual one, images enough for a "
+                        "step, and without --insert_layer, --init_from and torchrun")
     model = run.build(replace(method_config, insert_layer=-1))
     mixed = np.random.default_rng((config.seed, 2)).permutation(n)
     data = run.batches("train", model.method)

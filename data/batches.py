@@ -55,7 +55,7 @@ def load_entries(folder, val_images):
     blind = [split for split in items if entries[split][-1]["image"] is None]  # those come last
     every = -(-len(entries["val"]) // val_images) if "val" in blind else 1  # some of both kinds
     entries["val"] = entries["val"][::every][:val_images]
-    return entries, {"task": task_of(first), "has_scenes": "scene" in first,
+    return entries, {"task": task_of(first), "has_scenes": "captions" in first and "scene" in first,
                      "has_choices": has_choices, "has_blind_items": bool(blind),
                      "answers": lambda: answer_vocabulary(folder, entries["train"])}
 

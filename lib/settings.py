@@ -61,7 +61,7 @@ def find_recipe(config, recipes, presets):
     if config.preset and not preset:
         raise UserError(f"--preset {config.preset}: there are {', '.join(presets)}")
     dataset = dataset_name(config.dataset)
-    special = f"{dataset}, {preset.get('method', config.method)}"
+    special = f"{dataset}, {config.method}"
     name = special if special in recipes else dataset
     names = [name] * (name in recipes) + [config.preset] * bool(config.preset)
     return " with preset ".join(names) or "none", recipes.get(name, {}) | preset
