@@ -128,7 +128,7 @@ class CLIPViT(nn.Module):
     def encode_image(self, images):
         """Images -> (B, E) in the space shared with the text tower, not normalised."""
         if self.proj is None:
-            raise UserError("no projection (visual_projection) in this file: use a full CLIP's")
+            raise UserError("no projection (visual_projection): use the file of a full CLIP")
         return self.ln_post(self(images)[:, 0]) @ self.proj
 
     @classmethod
@@ -147,7 +147,7 @@ class CLIPViT(nn.Module):
 
 
 class CLIPText(nn.Module):
-    """The text tower: causal, read at the end-of-text position, which is the largest id."""
+    """The text tower: causal, read at the end-of-text token, the largest id of a row."""
 
     def __init__(self, context, vocab_size, width, layers, heads, embed_dim):
         super().__init__()
@@ -162,7 +162,7 @@ class CLIPText(nn.Module):
 
     def encode_text(self, idx):
         """Ids (B, T) with T up to the context of 77 -> (B, E), not normalised. Rows are SOT, text,
-        EOT, then anything: causal attention keeps it out of the EOT state."""
+        EOT, then filler, which causal attention keeps out of the EOT state."""
         x = self.token_embedding(idx) + self.positional_embedding[:idx.shape[1]]
         x = self.ln_final(self.transformer(x, causal=True))
         eot = idx.argmax(-1)  # EOT has the largest id of all
@@ -189,7 +189,7 @@ def preprocess(image, size, crop=True):
     """
     image = to_rgb(image)  # first: Pillow resizes palette images with nearest neighbour
     w, h = image.size
-    if max(w, h) > 100 * min(w, h):  # enlarged before it is cut, it would not fit into memory
+    if crop and max(w, h) > 100 * min(w, h):  # enlarged before it is cut, it fits no memory
         raise UserError(f"an image of {w} x {h} pixels is too long and thin to be seen")
     if not crop:
         image = image.resize((size, size), Image.BICUBIC)
@@ -265,7 +265,7 @@ def head_counts(path):
         if (act, eps) != ("quick_gelu", 1e-5):
             raise UserError(f"{path}/config.json: only OpenAI's CLIP (quick_gelu, layer_norm_eps "
                             f"1e-5) is known here, not {act}, {eps}")
-        # Some versions of transformers do not write what is usual.
+        # Some versions of transformers leave out default values.
         heads[tower] = (part.get("num_attention_heads", usual) if config else
                         notes.get(f"{tower}_heads"))
     return heads

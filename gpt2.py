@@ -22,7 +22,7 @@ a mistake that people really make.
 
 differs: no dropout. The pre-trained model is frozen here, and frozen parts should be deterministic.
 
-B or R rows of text, T tokens, C width, L layers, nh heads, hs head size (C = nh * hs), V vocabulary
+R (or B) rows of text, T tokens, C width, L layers, nh heads, hs size of one, V vocabulary
 
 Next: clip_vit.py
 """
@@ -61,7 +61,7 @@ class Cache:
     def __init__(self, n_layer, max_len):
         self.kv = [None] * n_layer  # per layer a buffer (2, R, nh, max_len, hs)
         self.len = [0] * n_layer
-        self.shared = [0] * n_layer  # the first so many tokens are equal in all rows of a group
+        self.shared = [0] * n_layer  # tokens at the start that all beams of a prompt share
         self.max_len = max_len
 
     def add(self, l, k, v):
@@ -200,7 +200,7 @@ class GPT2(nn.Module):
 
     @property
     def eot(self):
-        """The id that begins and ends a text. pitfall: not always the last: some are padded."""
+        """The id that begins and ends a text. pitfall: a vocabulary may be padded behind it."""
         return self.tokenizer.eot_token
 
     @classmethod

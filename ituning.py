@@ -89,7 +89,7 @@ class CrossAttention(nn.Module):
         self.k = nn.Linear(D, width)
         self.v = nn.Linear(D, width)
         self.o = nn.Linear(width, C)
-        for m in (self.q, self.k, self.v):  # torch's own start for the weights, and no bias
+        for m in (self.q, self.k, self.v):  # torch's own start for the weights
             nn.init.zeros_(m.bias)
         # The step-0 model is exactly GPT-2. pitfall: with W_v zero, too, nothing would ever learn.
         nn.init.zeros_(self.o.weight)
@@ -157,7 +157,7 @@ class CrossAttentionLayer(nn.Module):
 
 
 def init_weights(module, sums):
-    """Starts a part at random, biases at zero, as both methods below have it (the size is ours):
+    """Starts a part at random, biases at zero, for both methods below (the scale is ours):
     torch's standard deviation, 0.02 for 768 inputs, but smaller by sqrt(sums) for matrices that end
     in a residual sum, as in GPT-2, so that a stream does not grow with what is added to it.
     """
@@ -256,7 +256,7 @@ class VCGPT(Method):
             init_weights(part, sums)
 
     def cache_layers(self, lm):
-        return len(lm.h) + self.config.n_fusion  # the stack's text stream has a cache of its own
+        return len(lm.h) + self.config.n_fusion  # the stack's text stream is cached, too
 
     def encode_image(self, feats):
         """The visual stream runs once per image -> keys and values of every fusion layer."""

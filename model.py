@@ -51,7 +51,7 @@ class TextState:
 
     cache: object = None  # gpt2.Cache with the keys and values read so far, or None
     pos: int = 0  # text tokens already in the cache: the position of the first new one
-    condition_len: object = None  # (R,) tokens of each row's prompt or question; of captioners 1
+    condition_len: object = None  # (R,) given tokens of each row: eot and question; captions: 1
     wanted: object = None  # flat positions in R * T whose logits are wanted; None: all
 
 
@@ -82,10 +82,7 @@ class Method(nn.Module):
         """Before training: fills in what the data decides, or refuses it (UserError). facts: those
         of data.batches.load_entries; settings: train.Config."""
 
-    @classmethod
-    def search(cls, config, run):
-        """--search: the config, with what was found by trial before training (run: train.Run)."""
-        raise UserError("--search looks for the layer of dvp's one prompt token: use --method dvp")
+    search = None  # --search: a classmethod (config, train.Run) -> config, as found by trial
 
     def cache_layers(self, lm):
         """How many layers the cache must have: more than the LM's for a stack in logits."""
@@ -167,7 +164,7 @@ class SeeGPT(nn.Module):
 
         Without targets: logits (R, T, V) and None. With targets (-1: not scored) logits are made
         only where they are scored, (n, V); wanted has these flat positions, if they are known. A
-        method with answers has targets (R, A) and logits (R, A).
+        method with answers has targets and logits (R, A).
         """
         if targets is not None and wanted is None and not self.method.answers:
             wanted = (targets.flatten() != -1).nonzero().squeeze(1)
@@ -189,7 +186,7 @@ class SeeGPT(nn.Module):
     # ------------------------------------------------------------------------ generation
 
     def group_by_length(self, prompts):
-        """Groups of prompts of equal length: (their numbers, ids (n, T) that begin with eot).
+        """Groups of prompts of equal length: (their indices, ids (n, T) that begin with eot).
         GPT-2 here has no padding mask, so only equals run together."""
         ids = [[self.lm.eot, *self.lm.tokenizer.encode_ordinary(p)] for p in prompts]
         for length in sorted({len(i) for i in ids}):
@@ -204,33 +201,34 @@ class SeeGPT(nn.Module):
     @torch.no_grad()
     def generate(self, images, prompt="", beam=5, max_new_tokens=30, length_penalty=0.0,
                  temperature=0.0, top_k=0, top_p=1.0, with_ids=False):
-        """One caption per image, without the prompt; prompt is one text or one per image.
+        """One caption per image (None: no image), without the prompt, one text or one per image.
 
         Beam search; beam 1 is greedy. temperature above 0 draws instead (lib/decoding.py).
         with_ids: (caption, its token ids) per image. UserError for a method with answers.
         """
         feats, eot = self.image_features(images), self.lm.eot
         pick = lambda logits: sample_token(logits, temperature, top_k, top_p)
-        prompts = [prompt] * len(feats) if isinstance(prompt, str) else prompt
+        n = 1 if feats is None else len(feats)
+        prompts = [prompt] * n if isinstance(prompt, str) else prompt
         texts = [None] * len(prompts)
         for group, idx in self.group_by_length(prompts):
             search = (Draws(len(group), pick, eot) if temperature > 0 else
                       Beams(len(group), beam, max_new_tokens, length_penalty, eot))
             self.decode(None if feats is None else feats[group], idx, search, max_new_tokens)
             for i, ids in zip(group, search.texts):
-                ids = ids[:ids.index(eot)] if eot in ids else ids  # what stands behind is no text
+                ids = ids[:ids.index(eot)] if eot in ids else ids  # what follows eot is filler
                 texts[i] = (self.lm.tokenizer.decode(ids).strip(), ids)
         return texts if with_ids else [text for text, _ in texts]
 
     @torch.no_grad()
     def decode(self, feats, idx, search, max_new_tokens):
-        """Goes on from ids (B, T), one row an image, with what the search picks (lib/decoding.py).
+        """Continues ids (B, T), one row an image, with what the search picks (lib/decoding.py).
         The prompt runs once per image and is then repeated for its rows."""
         (B, T), most = idx.shape, self.lm.config.n_positions
         if self.method.answers:
             raise UserError("this model chooses among answers, it writes no text: ask it questions")
         if T + max_new_tokens > most:
-            raise UserError(f"{T + max_new_tokens} positions needed, {most} there: ask for less")
+            raise UserError(f"{T + max_new_tokens} positions needed, {most} there: shorten it")
         ctx = self.method.encode_image(feats)
         cache = Cache(self.method.cache_layers(self.lm), T + max_new_tokens + self.method.n_prompt)
         condition_len = self.condition_lengths(torch.full((B,), T, device=idx.device))
@@ -302,7 +300,7 @@ class SeeGPT(nn.Module):
 
 def training_step(forward, batch, optimizer, grad_clip, scaler=None, autocast=None,
                   processes=None):
-    """One optimiser step: forward, backward, step -> (summed loss, its number of targets, norm).
+    """One optimiser step: forward, backward, step -> summed loss and targets of this process, norm.
 
     forward(*micro) -> logits, mean loss: the model, perhaps compiled. batch: micro-batches (data/
     batches.py), whose losses are weighted by their numbers of targets, over all processes: so the

@@ -1,5 +1,5 @@
 """Tokens that no tokenizer knows, in front of the text: ClipCap's prefix, and DVP with the search
-for its layer. And CPT, which prompts with paint. Each part can be read without the others.
+for its layer (which uses the loop of train.py). And CPT, which prompts with paint.
 
 B images, R = B * k rows of text, T tokens, P prefix tokens, N image tokens, C GPT-2 width, D ViT
 width, V vocabulary, L layers, K the layer of the prompt, A answers
@@ -45,16 +45,17 @@ class Prefix(Method):
     class Config:
         mapper: str = opt("transformer", "mlp if GPT-2 is tuned", choices=("transformer", "mlp"))
         prefix_length: int = opt(10, "prefix tokens (ClipCap 10)")
-        tokens: str = opt("class", "that it reads; all: ours", choices=("class", "all"))
-        mapper_layers: int = opt(8, "of the transformer (ClipCap 8)")
-        heads: int = opt(8, "of the transformer (ClipCap 8)")
+        tokens: str = opt("class", "tokens that it reads (all: ours)", choices=("class", "all"))
+        mapper_layers: int = opt(8, "layers of the mapper (ClipCap 8)")
+        heads: int = opt(8, "heads of the mapper (ClipCap 8)")
 
     def __init__(self, config, lm, vit):
         super().__init__()
         self.config, D, C, P = config, vit.width, lm.config.n_embd, config.prefix_length
-        if P < 1 or config.mapper == "mlp" and config.tokens == "all":
-            raise UserError(f"--prefix_length {P}: must be 1 or more; --tokens all needs --mapper "
-                            "transformer, mlp reads the class token alone")
+        if P < 1:
+            raise UserError(f"--prefix_length {P}: must be 1 or more")
+        if config.mapper == "mlp" and config.tokens == "all":
+            raise UserError("--tokens all needs --mapper transformer: mlp reads the class token")
         self.n_prompt = P
         if config.mapper == "mlp":  # its parameters grow with P * P
             self.mlp = nn.Sequential(nn.Linear(D, P * C // 2), nn.Tanh(),
@@ -151,18 +152,18 @@ class DVP(Method):
 
     @dataclass
     class Config:
-        insert_layer: int = opt(0, "layer K, which the prompt is put in front of")
+        insert_layer: int = opt(0, "layer K, from which on the prompt stands in front of the text")
         visual: str = opt("one", "image tokens; DVP: one", choices=("one", "all", "none"))
         adapter: int = opt(8, "GPT-2's width / an adapter's (DVP 8); 0: no adapters, no norms")
         readout: str = opt("lm", "write answers, or choose (head: DVP)", choices=("lm", "head"))
         soft: bool = opt(False, "several answers may be right, a yes or no for each (VQA2.0)")
-        heads: int = opt(0, "of the cross-attention; 0: GPT-2 base's, 16 for wider ones (DVP)")
+        heads: int = opt(0, "of the cross-attention; 0: as GPT-2, 16 above width 768 (DVP)")
         answers: list = opt([], "the answers to choose from; empty: the dataset's")
 
     def __init__(self, config, lm, vit):
         super().__init__()
         C, L, self.K = lm.config.n_embd, lm.config.n_layer, config.insert_layer
-        # As wide as GPT-2 base; for wider models 512 in 16 heads, as they have it for LLaMA.
+        # As wide as GPT-2, up to base's 768; beyond that 512 in 16 heads, as theirs for LLaMA.
         width, heads = (C, lm.config.n_head) if C <= 768 else (512, 16)
         heads = pick_heads(config.heads or heads, lm, width)
         if not -1 <= self.K < L or not 0 <= config.adapter <= C:
@@ -289,17 +290,17 @@ def search_layer(method_config, run):
 
     The supernet has a cross-attention for every layer. Each step trains one of them, drawn
     uniformly, and all else; then the bandit draws some by its policy, and each earns what it scores
-    on a half batch of training images kept apart. run: train.Run; search.json, search.png and, for
+    on half a batch of training images kept apart. run: train.Run; search.json, search.png and, for
     --resume, search.pt are in its folder.
-    paper: a constant learning rate, no weight is inherited. differs: theirs is a fifth of the final
-    one, and tunes all of BERT; without dropout equal layers score alike, so each runs once."""
+    paper: a constant learning rate, no weight is inherited. differs: their rate is a fifth of the
+    final one, and they tune all of BERT; without dropout a layer drawn twice scores once."""
     config, resume, n = run.config, run.resume, len(run.entries["train"])
     steps = round(config.search_epochs * n / config.batch)
     kept = min(1000, max(config.batch // 2, n // 20))
     if method_config.visual != "one" or method_config.insert_layer or config.init_from \
             or run.processes.size > 1 or kept >= n or steps < 1:
-        raise UserError("--search finds one prompt token's layer: --visual one, images enough for a "
-                        "step, and without --insert_layer, --init_from and torchrun")
+        raise UserError("--search finds one prompt token's layer: --visual one, images enough for "
+                        "a step, and without --insert_layer, --init_from and torchrun")
     model = run.build(replace(method_config, insert_layer=-1))
     mixed = np.random.default_rng((config.seed, 2)).permutation(n)
     data = run.batches("train", model.method)
@@ -330,7 +331,7 @@ def search_layer(method_config, run):
     write_json(run.out / "search.json", {"layer": layer, "policy": bandit.policy().tolist(),
                                          "steps": steps, "history": history})
     pictures.plot_policy(history, run.out / "search.png", run.out / "search.json")
-    print(f"search: layer {layer} (search.png)")
+    print(f"search: layer {layer}")
     return layer
 
 
@@ -349,21 +350,22 @@ PAINTS = {"red": (240, 0, 30), "blue": (0, 10, 255), "yellow": (255, 255, 25),
           "purple": (155, 50, 210), "green": (0, 255, 0)}
 ALPHA = 127  # of 255
 NONE = "none"  # the word for: not here
-TEMPLATES = ("{} is in", "{} is", "the color of {} is")  # two of CPT's, cut at the blank; ours
+TEMPLATES = ("{} is in", "{} is", "the color of {} is")  # the last is ours
 
 
 def paint(image, region, colour, alpha=ALPHA):
     """A copy of an RGB image with a half-transparent region; the rest stays, bit for bit.
 
     region: a box [x, y, w, h] in pixels or an "L" mask. out = (alpha * colour + (255 - alpha) *
-    pixel) / 255. pitfall: paint first, resize then, and keep the whole image.
+    pixel) / 255. pitfall: paint first, then resize, and keep the whole image.
     """
     out = image.convert("RGB")
     if isinstance(region, Image.Image):
         out.paste(colour, mask=region.point(lambda v: alpha if v else 0))
         return out
     x, y, w, h = region
-    box = max(0, int(x)), max(0, int(y)), min(out.width, int(x + w)), min(out.height, int(y + h))
+    right, below = max(int(x + w), int(x) + 1), max(int(y + h), int(y) + 1)  # a pixel at least
+    box = max(0, int(x)), max(0, int(y)), min(out.width, right), min(out.height, below)
     if box[0] < box[2] and box[1] < box[3]:
         out.paste(colour, box, Image.new("L", (box[2] - box[0], box[3] - box[1]), alpha))
     return out

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 import torch
 
 from clip_vit import MEAN, STD, preprocess
-from data.boxes import find_boxes
+from data.boxes import boxes_of, load_boxes
 from data.features import whole_image_features
 from data.tasks import condition
 from lib import pictures
@@ -141,7 +141,7 @@ def describe(model, files, config):
     """Yields (line to print, result, block of the sheet or None) for captions and answers."""
     task, chooses = model.run_info.get("task", "captions"), bool(model.method.answers)
     prompt = condition({task: config.question}) if config.question else config.prompt
-    # A line that renews itself, only where the results go somewhere else.
+    # A line that renews itself, only where stdout is not the terminal.
     loud, shown = sys.stderr.isatty() and not sys.stdout.isatty(), 0
     show = progress("pictures", len(files)) if loud else lambda done: None
     for i in range(0, len(files), config.batch):
@@ -177,24 +177,25 @@ def point(model, files, config):
     """As describe, for --ground: every box is painted red; the score is log p(red), zero-shot."""
     if not config.boxes:
         note("note: no --boxes, so the choice is among windows of a half and a quarter of the side")
+    found = load_boxes(config.boxes)
     for name in files:
         try:
             image = pictures.open_image(name)
-            boxes = find_boxes(config.boxes, name, image.size)
+            boxes = boxes_of(found, name, image.size)
         except UserError as e:
             note(e)
             continue
         painted = lambda box: paint(image, box, PAINTS["red"])
         feats = whole_image_features(model, map(painted, boxes), config.batch)
         scores = fill_in(model, feats, [cloze(config.ground)] * len(boxes), ["red"])[:, 0]
-        found = sorted(zip(boxes, scores.tolist()), key=lambda pair: -pair[1])
-        (box, score), rest = found[0], found[1:]
+        ranked = sorted(zip(boxes, scores.tolist()), key=lambda pair: -pair[1])
+        (box, score), rest = ranked[0], ranked[1:]
         others = f"the next {rest[0][1]:.2f}" if rest else "the only one"
         block = (config.ground, f"{name}, {len(boxes)} boxes, painted; numbers: log p(red)",
-                 pictures.box_cells(image, found, painted))
+                 pictures.box_cells(image, ranked, painted))
         yield (f"{name}: {[round(v, 1) for v in box]} ({score:.2f}, {others})",
                {"image": name, "expression": config.ground,
-                "boxes": [{"box": b, "score": s} for b, s in found]}, block)
+                "boxes": [{"box": b, "score": s} for b, s in ranked]}, block)
 
 
 # ---------------------------------------------------------------------------- the command
@@ -244,7 +245,7 @@ def main(config):
             results.append(result)
             blocks += [block] * (block is not None and len(blocks) < SHEET)
     if not results:
-        raise UserError("none of the images could be read")
+        raise UserError("none of the images could be used, see above")
     write_json(config.json, results)
     if config.attn:
         much = "looked at most" + ", when about to write the word" * (not config.question)

@@ -11,7 +11,8 @@
   recipe ---> Run (device, dtype, folder) ---> data ---> frozen models ---> method ---> loop
                 log.jsonl, best.safetensors, last.safetensors, resume.pt, loss.png <-----+
 
-Settings come in three layers: the defaults below, one recipe, the command line.
+Settings: the defaults below, one recipe, the command line. Many defaults are those of SmallCap
+(Ramos et al. 2023, code: RitaRamo/smallcap).
 
 Next: sample.py
 """
@@ -75,7 +76,7 @@ class Config:
     eval_every: int = opt(1000, "steps between validations; each also saves")
     eval_images: int = opt(500, "validation images")
     log_every: int = opt(20, "steps between log lines")
-    score: int = opt(0, "at the end, score captions of so many test images (needs exact scenes)")
+    score: int = opt(0, "test images to caption and score at the end (needs exact scenes)")
     cache: bool = opt(False, "keep the frozen ViT's features in a file beside the dataset, fp16")
     workers: int = opt(4, "processes that read and preprocess images; 0: none")
     seed: int = opt(1337, "of the method's weights and the order of the images")
@@ -164,16 +165,14 @@ class Run:
 
 @torch.no_grad()
 def validate(model, batches, run):
-    """Mean loss per target on the validation images, and the blind loss: with images exchanged.
-
-    The blind loss is the same texts with the images of other items. If it equals the first, the
-    model does not look at the image at all, however good its captions sound. accuracy: of a method
-    that chooses among answers.
+    """Mean loss per target on the validation images, and the blind loss: of the same texts with the
+    images of other items. If they are equal, the model does not look at the image at all,
+    however good its captions sound. accuracy: of a method that chooses among answers.
     """
     model.eval()
     sums, counts = Counter(), Counter()
-    n = len(batches.entries)
-    for part in np.array_split(np.arange(n), -(-n // max(2, run.config.batch))):
+    n = len(batches.entries)  # in parts of two or more: one image would be its own "other"
+    for part in np.array_split(np.arange(n), max(1, min(-(-n // run.config.batch), n // 2))):
         for micro in batches.collate([(int(j), np.random.default_rng((0, int(j)))) for j in part]):
             images, *texts = to_device(micro, run.device)
             count = int(count_targets(texts[1]))
@@ -199,7 +198,7 @@ def train(model, run):
     config, processes, say = run.config, run.processes, run.processes.say
     data = {split: run.batches(split, model.method) for split in run.entries}
     optimizer, scaler = make_optimizer(model.trained(), config, run.device), run.scaler()
-    steps, first, best = count_steps(config, len(data["train"].entries)), 0, float("inf")
+    steps, first, best = count_steps(run), 0, float("inf")
     if run.resume:
         first, best = run.resume["step"], run.resume["best"]
         put_back(run.resume, model, optimizer, scaler, run.out / "resume.pt")
@@ -212,10 +211,10 @@ def train(model, run):
         f"{config.rows} texts; saved every {config.eval_every:,} steps and at the end")
     log, left = Log(run.out / "log.jsonl", first, processes), time_left(first, steps)
 
-    def save(step, stopping):
+    def save(step, due):
         nonlocal best
         began = time.time()
-        if not stopping:
+        if due:
             line = log.write(step, **validate(model, data["val"], run))
             show_validation(model, data["val"], run, f"step {step}/{steps}", line)
             if line["val_loss"] < best:
@@ -262,7 +261,7 @@ def main(config, method_config, recipe, resume):
     say(f"recipe {recipe}; not at its default: {differing(config, method_config)}")
     run.load_data()
     run.load_models()
-    if config.search and not (resume and "best" in resume):
+    if config.search and not (resume and "best" in resume):  # resume.pt has it, search.pt not
         run.method_config = run.method.search(method_config, run)
         run.resume = None
         if config.train_lm or config.train_vision:

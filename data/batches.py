@@ -204,6 +204,9 @@ def check_context(lm, texts, more):
     for text in texts:
         if 1 + len(text.encode()) + more <= lm.config.n_positions:  # a token is a byte at least
             continue
+        if not text:
+            raise UserError(f"{more} new tokens are too many for the {lm.config.n_positions} "
+                            "positions of this GPT-2")
         n = 1 + len(lm.tokenizer.encode_ordinary(text))
         if n + more > lm.config.n_positions:
             raise UserError(f"{text[:40]!r}... has {n} tokens, with {more} more for the answer too "

@@ -9,6 +9,9 @@ from lib.cli import UserError
 from lib.files import read_json
 
 
+FORM = "expected [[x, y, w, h], ...] in pixels, or {image: such a list}"
+
+
 def windows(size):
     """Squares of a half and a quarter of the shorter side of an image of size (width, height), each
     half over the next or more."""
@@ -21,24 +24,27 @@ def windows(size):
     return found
 
 
-def find_boxes(path, name, size):
-    """The boxes for the image called name, of size (width, height); windows if path is empty.
-    UserError unless the file holds boxes of four numbers, all of them in the image."""
-    if not path:
+def load_boxes(path):
+    """What a file of boxes holds, None without a path. UserError if it is no JSON."""
+    return read_json(Path(path), FORM) if path else None
+
+
+def boxes_of(found, name, size):
+    """The boxes, of what load_boxes found, for the image called name, of size (width, height);
+    windows for None. UserError unless they are boxes of four numbers, all of them in the image."""
+    if found is None:
         return windows(size)
-    form = "expected [[x, y, w, h], ...] in pixels, or {image: such a list}"
-    found = read_json(Path(path), form)
     if isinstance(found, dict):
+        if name not in found and Path(name).name not in found:
+            raise UserError(f"--boxes: none for {name}; {FORM}")
         found = found.get(name, found.get(Path(name).name))
-        if found is None:
-            raise UserError(f"{path} has no boxes for {name}; {form}")
     number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool)
     if not (isinstance(found, list) and found and all(
             isinstance(b, list) and len(b) == 4 and all(map(number, b)) and min(b[2:]) > 0
             for b in found)):
-        raise UserError(f"{path}: no boxes, or not of this form; {form}")
+        raise UserError(f"--boxes: none for {name}, or not of this form; {FORM}")
     for x, y, w, h in found:
         if x >= size[0] or y >= size[1] or x + w <= 0 or y + h <= 0:
-            raise UserError(f"{path}: {[x, y, w, h]} lies outside {name}, which has {size[0]} x "
+            raise UserError(f"--boxes: {[x, y, w, h]} lies outside {name}, which has {size[0]} x "
                             f"{size[1]} pixels")
     return found

@@ -5,7 +5,7 @@
 """
 
 import json
-import os
+import math
 import signal
 import time
 from collections import Counter
@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lib.cli import UserError
-from lib.files import repo_path
+from lib.files import replacing, repo_path
 
 
 def new_folder(dataset, method):
@@ -44,16 +44,18 @@ def newest_run():
 
 # ---------------------------------------------------------------------------- resuming
 
+def frozen_hashes(model):
+    return {name: model.run_info[name]["sha256"] for name in ("lm", "clip")}
+
+
 def save_resume(path, step, model, optimizer, scaler, run, **more):
     """Everything that the next step depends on, in a file that is either old or new, never half."""
     state = {"step": step, "config": asdict(run.config), "method_config": asdict(run.method_config),
              "trained": {n: p.detach() for n, p in model.trained().items()},
              "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
-             "rng": torch.get_rng_state(), **more}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    torch.save(state, part)
-    os.replace(part, path)
+             "rng": torch.get_rng_state(), "frozen": frozen_hashes(model), **more}
+    with replacing(path) as f:
+        torch.save(state, f)
 
 
 def load_resume(folder):
@@ -69,14 +71,19 @@ def load_resume(folder):
     except Exception as e:  # a damaged pickle can raise almost anything
         raise UserError(f"{path} is damaged ({type(e).__name__}); start anew, or use {folder}/"
                         "last.safetensors with sample.py") from None
+    if "lm" not in state["config"]:
+        raise UserError(f"{path}: written by an earlier version of train.py; train it again")
     return state
 
 
 def put_back(state, model, optimizer, scaler, path):
     """Parameters, optimiser, loss scale and dice as save_resume found them."""
+    if state["frozen"] != frozen_hashes(model):
+        raise UserError(f"{path}: this run began on other frozen weights than lie there now")
     model.restore(state["trained"], path)
     optimizer.load_state_dict(state["optimizer"])
-    scaler.load_state_dict(state["scaler"])
+    if state["scaler"]:  # empty if the run was not in float16 then
+        scaler.load_state_dict(state["scaler"])
     torch.set_rng_state(state["rng"])
 
 
@@ -110,6 +117,9 @@ class Log:
         sums = self.processes.sum([float(self.sums[name]) for name in names])
         spent = time.time() - self.since
         self.restart()
+        if not math.isfinite(sums[0]):
+            raise UserError(f"the loss is {sums[0]} at step {step}: lower --lr, or take float32; "
+                            "what was saved before is good")
         return self.write(step, loss=sums[0] / sums[1], **line, images_per_s=sums[2] / spent,
                           captions_per_s=sums[3] / spent)
 
@@ -147,11 +157,16 @@ def print_parameters(model):
 def show_validation(model, batches, run, label, line, n=3):
     """The losses, and greedy texts of the first validation images beside what a person wrote."""
     entries = batches.entries
-    right = f"  accuracy {100 * line['accuracy']:.1f} %" if "accuracy" in line else ""
-    blind = line.get("blind_loss", 0.0)
-    looks = blind > 1.01 * line["val_loss"] or len(entries) == 1
-    print(f"{label}  val loss {line['val_loss']:.4f}  with other images {blind:.4f}{right}"
-          + "  WARNING: no better than with other images: the model does not look" * (not looks))
+    if not math.isfinite(line["val_loss"]):
+        raise UserError(f"validation loss {line['val_loss']}: lower --lr, or --dtype float32")
+    text = f"{label}  val loss {line['val_loss']:.4f}"
+    if "blind_loss" in line:
+        text += f"  with other images {line['blind_loss']:.4f}"
+    if "accuracy" in line:
+        text += f"  accuracy {100 * line['accuracy']:.1f} %"
+    if len(entries) > 1 and line.get("blind_loss", math.inf) <= 1.01 * line["val_loss"]:
+        text += "  WARNING: no better than with other images: the model does not look"
+    print(text)
     shown = [i for i in range(len(entries)) if entries[i]["image"] is not None][:n]
     if not shown:
         return
@@ -160,7 +175,7 @@ def show_validation(model, batches, run, label, line, n=3):
     model.eval()
     with run.autocast:
         texts = ([best[0][0] for best in model.choose(feats, conditions)] if model.method.answers
-                 else model.generate(feats, conditions, beam=1))
+                 else model.generate(feats, conditions, 1, min(30, run.config.max_tokens)))
     model.train()
     for (condition, answers), text in zip(pairs, texts):
         print(f"    {text!r:60} for {max(answers, key=answers.get)!r}"
@@ -190,7 +205,8 @@ class Stop:
 
 def ignore_ctrl_c(worker):
     """A data worker lets the main process decide when to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for s in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(s, signal.SIG_IGN)
 
 
 def load_batches(data, first, steps, workers, device):
@@ -206,15 +222,16 @@ def load_batches(data, first, steps, workers, device):
 
 def loop(run, data, first, steps, save):
     """Yields (step, batch) for the caller to train on. After that, when it is due, at the end, or
-    when a user wants to stop, the main process calls save(steps done, whether it stops here)."""
+    when a user wants to stop, the main process calls save(steps done, whether it was due)."""
     with Stop() as stop:
         for step, batch in load_batches(data, first, steps, run.workers, run.device):
             yield step, batch
             step, stopping = step + 1, any(run.processes.sum([stop.asked]))
-            due = step % run.config.eval_every == 0 or step == steps or stopping
-            if run.processes.main and due:
-                save(step, stopping)
-            if stopping:
+            due = step % run.config.eval_every == 0 or step == steps
+            if run.processes.main and (due or stopping):
+                save(step, due)
+            if stopping and step < steps:
                 run.processes.say(f"stopped and saved after step {step}; go on with: python "
                                   f"train.py --resume --out {run.out}")
+                run.processes.barrier()  # torchrun ends the others as soon as one has left
                 raise KeyboardInterrupt

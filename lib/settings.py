@@ -84,6 +84,8 @@ def read_command(Config, recipes, presets, argv=None):
         first, = parse(Config, argv=argv, defaults=settings, peek=True)
     method = find_method(first.method)
     config, method_config = parse(Config, method.Config, argv=argv, defaults=settings)
+    if config.search and not method.search:
+        raise UserError("--search looks for the layer of dvp's one prompt token: use --method dvp")
     config.dataset = dataset_name(config.dataset)
     if not config.out:
         config.out = str(new_folder(config.dataset, config.method))
@@ -107,6 +109,9 @@ def resumed(Config, first, argv):
         if k not in CHANGEABLE and v != before.get(k, v):
             raise UserError(f"--resume goes on with {out}, where --{k} is {before[k]}; start a new "
                             "run to change it, or name another with --out")
+    if config.steps and config.epochs != before["epochs"]:
+        raise UserError(f"{out} was told --steps {config.steps}, so --epochs changes nothing; give "
+                        "--steps")
     return config, method_config, "that of the run", resume
 
 
@@ -132,12 +137,16 @@ def check(config):
                         f"micro-steps on {size} processes")
 
 
-def count_steps(config, images):
+def count_steps(run):
     """The optimiser steps of a run: as asked, or as many as --epochs makes."""
+    config, images = run.config, len(run.entries["train"])
     steps = config.steps or round(config.epochs * images / config.batch)
     if steps < 1:
         raise UserError(f"--epochs {config.epochs} is less than one step of {config.batch} images; "
                         "ask for more")
+    done = run.resume["step"] if run.resume else 0
+    if done >= steps and not (run.out / "best.safetensors").exists():
+        raise UserError(f"{run.out} has done {done} steps already; ask for more with --steps")
     return steps
 
 

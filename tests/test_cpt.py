@@ -16,7 +16,7 @@ from test_methods import Letters, V, build
 
 import sample
 from clip_vit import preprocess
-from data.boxes import find_boxes, windows
+from data.boxes import boxes_of, load_boxes, windows
 from data.features import whole_image_features
 from data.masks import decompress, iou, mask_of
 from evaluate import pointing, region_head, regions, tuning
@@ -136,14 +136,14 @@ def test_windows_reach_every_border_on_every_scale(size):
 
 
 @pytest.mark.parametrize("content, words", [
-    ("[]", "no boxes"), ("[[1, 2, 3]]", "not of this form"), ("[[1, 2, 0, 4]]", "not of this form"),
-    ("{}", "has no boxes for"), ("[[9, 9, 1, 1]]", "lies outside"), ("{", "JSON"),
+    ("[]", "none for"), ("[[1, 2, 3]]", "not of this form"), ("[[1, 2, 0, 4]]", "not of this form"),
+    ("{}", "none for"), ("[[9, 9, 1, 1]]", "lies outside"), ("{", "JSON"),
     (None, "no such file")])
 def test_a_file_without_boxes_for_a_picture_is_refused(tmp_path, content, words):
     if content is not None:
         (tmp_path / "b.json").write_text(content)
     with pytest.raises(UserError, match=words):
-        find_boxes(tmp_path / "b.json", "a.png", (8, 8))
+        boxes_of(load_boxes(tmp_path / "b.json"), "a.png", (8, 8))
 
 
 # ---------------------------------------------------------------------------- reading

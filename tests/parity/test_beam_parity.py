@@ -1,5 +1,7 @@
 """Our beam search beside transformers' on the same weights: the same tokens, scores to 1e-4."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -25,6 +27,7 @@ def pair(tmp_path, end, seed):
         theirs.transformer.wte.weight[-1] *= end
     theirs.save_pretrained(tmp_path)
     ours = SeeGPT(CLIPViT(16, 4, 24, 1, 2, 8), GPT2.from_pretrained(tmp_path), Method())
+    ours.lm.tokenizer = SimpleNamespace(n_vocab=V)
     return theirs, ours.eval()
 
 
