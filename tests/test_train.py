@@ -85,7 +85,8 @@ def unbroken(dataset, tmp_path_factory):
 # ------------------------------------------------------------------- the same steps, other ways
 
 def test_stop_and_resume_is_exact(dataset, unbroken, tmp_path, monkeypatch):
-    """Ctrl-C in step 3, resume, Ctrl-C in step 7, resume: bit for bit ten steps at once."""
+    """Ctrl-C in step 3, in step 5, where a validation is due, and in the last: bit for bit ten steps
+    at once, and the same validations."""
     dice = []
 
     def ctrl_c(optimizer, step, *rest):
@@ -95,14 +96,53 @@ def test_stop_and_resume_is_exact(dataset, unbroken, tmp_path, monkeypatch):
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(train, "schedule", ctrl_c)
-    for last, more in ((3, ()), (7, ("--resume",))):
+    for last, more in ((3, ()), (5, ("--resume",))):
         with pytest.raises(KeyboardInterrupt):
             fit(dataset, tmp_path, *more)
         assert load_resume(tmp_path)["step"] == last
         with open(tmp_path / "log.jsonl", "a") as f:
             f.write('{"step": 99, "loss": 1}\n{"step": 3, "lo')  # what kill -9 can leave behind
+    last = 10
     tensors, log = fit(dataset, tmp_path, "--resume")
     assert same(tensors, unbroken[1]) and log == unbroken[2] and len({*dice}) == 10
+    best = [read(out / "best.safetensors") for out in (tmp_path, unbroken[0])]
+    checks = [[x for x in read_log(out / "log.jsonl") if "val_loss" in x]
+              for out in (tmp_path, unbroken[0])]
+    assert same(*best) and checks[0] == checks[1] and len(checks[0]) == 2
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_what_is_good(dataset, tmp_path):
+    fit(dataset, tmp_path, "--steps", 5)
+    good = read(tmp_path / "last.safetensors")
+    state = torch.load(tmp_path / "resume.pt", weights_only=True)
+    for group in state["optimizer"]["param_groups"]:
+        group["peak"] = 1e30
+    torch.save(state, tmp_path / "resume.pt")
+    with pytest.raises(UserError, match="lower --lr"):
+        fit(dataset, tmp_path, "--steps", 9, "--resume")
+    assert same(read(tmp_path / "last.safetensors"), good)
+
+
+def test_a_run_does_not_go_on_with_other_frozen_weights(dataset, tmp_path):
+    shutil.copytree(TINY_GPT2, tmp_path / "lm")
+    fit(dataset, tmp_path / "run", "--lm", tmp_path / "lm", "--steps", 1)
+    tensors = read(tmp_path / "lm")
+    tensors["transformer.wte.weight"][3] += 1
+    write(tmp_path / "lm" / "model.safetensors", tensors, {"n_head": "4"})
+    with pytest.raises(UserError, match="other frozen weights"):
+        fit(dataset, tmp_path / "run", "--lm", tmp_path / "lm", "--steps", 2, "--resume")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no process groups")
+def test_sigterm_to_the_process_group_saves_although_workers_read_the_images(dataset, tmp_path):
+    words = flags(dataset, tmp_path, "--workers", 2, "--steps", 100_000)
+    run = subprocess.Popen([sys.executable, "train.py", *words], cwd=ROOT, start_new_session=True,
+                           stdout=subprocess.PIPE, text=True)
+    next(line for line in run.stdout if line.startswith("step 2/"))
+    os.killpg(run.pid, signal.SIGTERM)
+    said = run.communicate(timeout=60)[0]
+    assert run.returncode == 130 and "stopped and saved after step" in said
+    assert load_resume(tmp_path)["step"] >= 2
 
 
 def test_two_processes_have_the_loss_curve_of_one(dataset, unbroken, tmp_path):
