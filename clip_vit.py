@@ -275,7 +275,7 @@ def tower_sizes(tensors, first, axes, heads, path):
     """(width, layers, heads) of a tower that begins with this tensor of so many axes."""
     for key, n in ((first, axes), ("positional_embedding", 2)):
         if key not in tensors or tensors[key].dim() != n:
-            raise UserError(f"{path}: no {key} with {n} axes, so this tower is not in the file")
+            raise UserError(f"{path}: no {key} with {n} axes, so no such tower of CLIP is in there")
     width = tensors["positional_embedding"].shape[1]
     blocks = [int(k.split(".")[2]) for k in tensors if k.startswith("transformer.resblocks.")]
     return width, 1 + max(blocks, default=-1), head_count(heads, width, path)

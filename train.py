@@ -56,7 +56,7 @@ class Config:
     preset: str = opt("", "sizes and recipe of a paper in place of the dataset's: ituning-base, "
                           "-medium, -large, vanilla, vcgpt, vcgpt-tuned, clipcap, clipcap-tuned")
     init_from: str = opt("", "begin with what that run trained (its folder or checkpoint file): "
-                             "its method and backbones become the defaults")
+                             "its method and backbones, not its dataset, become the defaults")
     search: bool = opt(False, "dvp: first find the prompt's layer (KAB-APP), then train anew")
     search_epochs: float = opt(2.0, "passes over the images in the search (DVP 2)")
     out: str = opt("", "the run's folder; empty: a new one, out/DATASET-METHOD")

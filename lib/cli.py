@@ -60,7 +60,8 @@ def add_flag(parser, field, kind, default):
     if isinstance(kind, types.UnionType):  # `int | None` is written as an int
         kind = next(k for k in typing.get_args(kind) if k is not type(None))
     meta = field.metadata
-    value = str(default) if len(str(default)) < 200 else f"{str(default)[:60]} ..."
+    value = " ".join(map(str, default)) if kind is list else str(default)
+    value = value if len(value) < 200 else f"{value[:60]} ..."
     text = meta["help"] + (f" [{value}]" if default not in ("", None, []) else "")
     given = {"default": default, "help": text.replace("%", "%%")}
     if meta["positional"]:

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lib.cli import UserError
-from lib.files import replacing, repo_path
+from lib.files import plain_errors, replacing, repo_path
 
 
 def new_folder(dataset, method):
@@ -94,10 +94,11 @@ class Log:
         """Cut back to the lines up to this step, and opened for more by the main process."""
         self.processes, self.file = processes, None
         if processes.main:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            kept = [line for line in read_log(path) if line["step"] <= step] if step else []
-            path.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
-            self.file = open(path, "a", buffering=1, encoding="utf-8")
+            with plain_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                kept = [line for line in read_log(path) if line["step"] <= step] if step else []
+                path.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+                self.file = open(path, "a", buffering=1, encoding="utf-8")
         self.restart()
 
     def restart(self):

@@ -7,6 +7,7 @@ import difflib
 import importlib
 import importlib.util
 import os
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -27,18 +28,22 @@ METHODS = {
 
 def find_method(name):
     """The class of a method. A name not in the table is a module of your own: `--method mymethod`
-    takes mymethod.Method from mymethod.py, found where Python looks for modules, first here."""
-    if name not in METHODS and importlib.util.find_spec(name) is None:
+    takes mymethod.Method from mymethod.py in the working folder, or wherever Python looks."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    own = name not in METHODS
+    if own and not (name.isidentifier() and importlib.util.find_spec(name)):
         near = difflib.get_close_matches(name, METHODS, n=1)
         near = f"; did you mean {near[0]}?" if near else "."
         raise UserError(f"there is no method {name}{near} Known: {', '.join(METHODS)}, or a class "
                         f"Method in your own {name}.py")
     module, cls = METHODS.get(name, (name, "Method"))
     module = importlib.import_module(module)
-    if not hasattr(module, cls) or hasattr(module, "Config"):
-        raise UserError(f"{name}.py needs a class {cls}, with its Config inside: see Method in "
-                        "model.py")
-    return getattr(module, cls)
+    found = getattr(module, cls, None)  # of model.Method itself it says "model"
+    if getattr(found, "__module__", "model") == "model" or own and hasattr(module, "Config"):
+        raise UserError(f"{name}.py needs a class {cls} of its own, with its Config inside: see "
+                        "Method in model.py")
+    return found
 
 
 def method_config(info, path):
@@ -89,7 +94,11 @@ def read_command(Config, recipes, presets, argv=None):
     config.dataset = dataset_name(config.dataset)
     if not config.out:
         config.out = str(new_folder(config.dataset, config.method))
-    elif any((Path(config.out) / name).exists() for name in ("resume.pt", "search.pt")):
+    out = Path(config.out).absolute()
+    there = next(folder for folder in (out, *out.parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"--out {config.out}: {there} is not a folder that can be written to")
+    if any((out / name).exists() for name in ("resume.pt", "search.pt")):
         raise UserError(f"{config.out} already holds a run: add --resume to go on with it, or "
                         "choose another --out")
     return config, method_config, name, None
@@ -147,6 +156,8 @@ def count_steps(run):
     done = run.resume["step"] if run.resume else 0
     if done >= steps and not (run.out / "best.safetensors").exists():
         raise UserError(f"{run.out} has done {done} steps already; ask for more with --steps")
+    if done >= steps:
+        run.processes.say(f"nothing is left to train: {done} steps are done, {steps} asked for")
     return steps
 
 

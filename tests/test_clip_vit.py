@@ -52,7 +52,7 @@ def test_features_equal_those_of_transformers(layout, tmp_path):
     else:
         assert furthest(vit.encode_image(images), EXPECTED["image_features"]) <= TOLERANCE
     if "Vision" in layout:
-        with pytest.raises(UserError, match="token_embedding.weight .*this tower is not in"):
+        with pytest.raises(UserError, match="token_embedding.weight .*no such tower of CLIP"):
             CLIPText.from_pretrained(path)
     else:
         text = CLIPText.from_pretrained(path)

@@ -56,7 +56,7 @@ def test_a_dataclass_becomes_flags_and_help(capsys):
     with pytest.raises(SystemExit):
         parse(Settings, argv=["--help"])
     text = capsys.readouterr().out
-    assert "100 % text [a]" in text and "numbers [[1]]" in text and "What a command" in text
+    assert "100 % text [a]" in text and "numbers [1]" in text and "What a command" in text
 
 
 # ---------------------------------------------------------------------------- recipes, presets
