@@ -252,7 +252,6 @@ def test_an_image_that_is_broken_or_has_no_scene_is_an_error(words, says, tmp_pa
     ("--cache --train_vision", "no-cache"), ("--lm nowhere", "nowhere"), ("--resume", "resume.pt"),
     ("--first_layer 77", "first_layer"), ("--method itunin", "did you mean ituning"),
     ("--method ../x", "no method ../x"), ("--method model", "a class Method of its own"),
-    ("--out README.md/x", "not a folder that can be written to"),
     ("--preset ituning-huge", "ituning-large"), ("--init_from nowhere", "no checkpoint here"),
     ("--search", "--method dvp"), ("--resume --out damaged", "damaged/resume.pt is damaged")])
 def test_impossible_settings_are_refused(dataset, tmp_path, monkeypatch, words, says):
