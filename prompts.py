@@ -312,7 +312,7 @@ def search_layer(method_config, run):
         first, bandit.alpha, history = resume["step"], resume["alpha"], resume["history"]
         put_back(resume, model, optimizer, scaler, run.out / "search.pt")
         dice.set_state(resume["dice"])
-    save = lambda step, stopping: save_resume(
+    save = lambda step, due: save_resume(
         run.out / "search.pt", step, model, optimizer, scaler, run, alpha=bandit.alpha,
         history=history, dice=dice.get_state())
     left = time_left(first, steps)

@@ -93,8 +93,8 @@ class Run:
         check(config)
         self.began = time.time()
         self.config, self.method_config, self.resume = config, method_config, resume
-        self.out, self.processes = Path(config.out), Processes()
-        self.device = self.processes.device(config.device)
+        self.out, self.processes = Path(config.out), Processes(config.device)
+        self.device = self.processes.device
         self.dtype, self.why = pick_dtype(config.dtype, self.device)
         self.autocast = autocast(self.device, self.dtype)
         # Cached features need no processes that read images.

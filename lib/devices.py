@@ -46,21 +46,17 @@ def autocast(device, dtype):
 class Processes:
     """The processes that torchrun started, or this one alone."""
 
-    def __init__(self):
+    def __init__(self, device="auto"):
+        """device: as pick_device takes it; with several processes on CUDA, each has its own."""
         self.size = int(os.environ.get("WORLD_SIZE", 1))
         self.rank = int(os.environ.get("RANK", 0))
         self.main = self.rank == 0  # the one that prints, evaluates and saves
+        self.device = pick_device(device)
         if self.size > 1:
-            if torch.cuda.is_available():
-                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-
-    def device(self, name):
-        """The device of this process: with several on CUDA, each has its own."""
-        device = pick_device(name)
-        if device.type == "cuda" and self.size > 1:
-            return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        return device
+            if self.device.type == "cuda":
+                self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+                torch.cuda.set_device(self.device)
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
 
     def say(self, *words):
         """Prints, in the main process only."""
@@ -71,7 +67,7 @@ class Processes:
         """Each of the numbers summed over all processes."""
         if self.size == 1:
             return values
-        where = "cuda" if torch.cuda.is_available() else "cpu"
+        where = self.device if self.device.type == "cuda" else "cpu"
         t = torch.tensor(values, dtype=torch.float64, device=where)
         dist.all_reduce(t)
         return t.tolist()
@@ -121,7 +117,9 @@ def cast_matrices(models, dtype):
 
 def to_device(batch, device):
     """The tensors of a micro-batch on a device; what is no tensor stays as it is."""
-    return [x.to(device, non_blocking=True) if torch.is_tensor(x) else x for x in batch]
+    # pitfall: on MPS a copy that does not block, from memory that is not pinned, can be garbage.
+    there = {"device": device, "non_blocking": device.type == "cuda"}
+    return [x.to(**there) if torch.is_tensor(x) else x for x in batch]
 
 
 def peak_memory(device):
