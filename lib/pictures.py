@@ -12,13 +12,14 @@ Pillow does all of it but the curves, which need matplotlib. Image files are ope
 """
 
 import functools
-import json
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from lib.cli import UserError, note
 from lib.files import replacing
+from lib.runs import read_log
 
 PAPER, INK, GREY, LINE = (252, 252, 250), (30, 30, 36), (125, 125, 132), (214, 214, 212)
 FRAME = (236, 236, 233)  # around a picture that is not as wide or tall as its place
@@ -337,17 +338,8 @@ def plot(lines, path, xlabel, ylabel, numbers):
 
 
 def series(log, name):
-    """{step: number} of one entry of a run's log.jsonl."""
-    found = {}
-    with open(log, encoding="utf-8") as f:
-        for line in f:
-            try:
-                entry = json.loads(line)
-            except ValueError:  # a run that was killed may have left half a line
-                continue
-            if name in entry:  # a step done again after --resume replaces the first try
-                found[entry["step"]] = entry[name]
-    return found
+    """{step: number} of one entry of a run's log.jsonl; of a step done again, the last."""
+    return {line["step"]: line[name] for line in read_log(Path(log)) if name in line}
 
 
 def curve(log, path):
