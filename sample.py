@@ -191,8 +191,9 @@ def point(model, files, config):
         ranked = sorted(zip(boxes, scores.tolist()), key=lambda pair: -pair[1])
         (box, score), rest = ranked[0], ranked[1:]
         others = f"the next {rest[0][1]:.2f}" if rest else "the only one"
-        block = (config.ground, f"{name}, {len(boxes)} boxes, painted; numbers: log p(red)",
-                 pictures.box_cells(image, ranked, painted))
+        block = config.attn and (
+            config.ground, f"{name}, {len(boxes)} boxes, painted; numbers: log p(red)",
+            pictures.box_cells(image, ranked, painted))
         yield (f"{name}: {[round(v, 1) for v in box]} ({score:.2f}, {others})",
                {"image": name, "expression": config.ground,
                 "boxes": [{"box": b, "score": s} for b, s in ranked]}, block)
@@ -243,7 +244,7 @@ def main(config):
         for line, result, block in (point if config.ground else describe)(model, files, config):
             print(line, flush=True)
             results.append(result)
-            blocks += [block] * (block is not None and len(blocks) < SHEET)
+            blocks += [block] if block and len(blocks) < SHEET else []
     if not results:
         raise UserError("none of the images could be used, see above")
     write_json(config.json, results)
