@@ -4,6 +4,8 @@ import hashlib
 import itertools
 import math
 import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from data.archives import check_disk
 from lib.files import plain_errors, progress
 from lib.pictures import open_image
 from weights.reading import fingerprint
+
+THREADS = ThreadPoolExecutor()  # starts none before it is used
 
 
 def cached_features(vit, items, folder, split, device, batch=64):
@@ -67,11 +71,24 @@ def encode(encoder, items, size, device, batch):
             yield encoder(torch.stack(pool.map(load, items[i:i + batch])).to(device))
 
 
+def in_threads(f, things, ahead=8):
+    """Yields f(x) of each thing in order. Threads work a few ahead, so that no more than these are
+    held at a time."""
+    waiting = deque()
+    for x in things:
+        waiting.append(THREADS.submit(f, x))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
 @torch.no_grad()
 def whole_image_features(model, images, batch=64):
     """PIL images -> feats (n, N, D): all of a picture is squeezed into the square, no region is cut
-    off. images may be a generator: then only one is held in its full size at a time."""
-    pixels, found = (preprocess(x, model.vit.image_size, crop=False) for x in images), []
+    off. images may be a generator: then few are held in their full size at a time."""
+    size, found = model.vit.image_size, []
+    pixels = in_threads(lambda image: preprocess(image, size, crop=False), images)
     while part := list(itertools.islice(pixels, batch)):
         found.append(model.image_features(torch.stack(part).to(model.lm.wte.weight.device)))
     return torch.cat(found)

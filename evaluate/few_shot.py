@@ -4,49 +4,71 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluate.region_head import score_head, tune_head
+from evaluate.region_head import Images, score_head, tune_head
 from evaluate.regions import chosen, load_expressions
 from evaluate.tables import markdown
-from evaluate.tuning import draw_shots, score_cpt, tune_cpt
+from evaluate.tuning import Copies, draw_shots, score_cpt, tune_cpt
 from lib import pictures
 from lib.cli import UserError, note, time_left
 from lib.files import read_json, write_json
 
-CPT, HEAD = "CPT", "fine-tuned head"
-COLOURS = {CPT: "#1f4e8c", HEAD: "#d1652a"}
+ZERO, HEAD = "zero-shot", "fine-tuned head"
+SCORES = {"prior": "log p({})", "released": "log p({}) - log p(none)"}
+COLOURS = ("#1f4e8c", "#d1652a", "#2a9d68", "#8a4fb0", "#c2a000", "#777777")
 
 
 def few_shot(model, items, hits, config, settings):
-    """Prints the accuracy x 100 of both for each of --shots: mean and standard deviation over the
-    seeds. With --json every run is written when it is done, and a second call with the same
+    """Prints the accuracy x 100 of every row for each of --shots: mean and standard deviation over
+    the seeds. With --json every run is written when it is done, and a second call with the same
     settings goes on from there; with --png the curve is drawn."""
     pool, shots = load_expressions(config.dataset, "train"), list(dict.fromkeys(config.shots))
     accuracies = read_accuracies(config.json, settings)
     todo = [(K, seed) for seed in range(config.seeds) for K in shots
-            if len(accuracies[CPT].get(K, ())) <= seed]
+            if len(accuracies.get(ZERO, {}).get(K, ())) <= seed]
+    # The ViT does not learn: what is tested on is painted and encoded once for all runs.
+    test = Copies(model, items, config, most=len(items)), Images(model, items)
+    before = score_cpt(model, test[0], config)["prior"] if todo else None
     left = time_left(0, len(todo))
     for done, (K, seed) in enumerate(todo, 1):
         some = draw_shots(pool, len(pool) if K == "all" else int(K), seed)
-        for name, scores in ((CPT, score_cpt(tune_cpt(model, some, config, seed), items, config)),
-                             (HEAD, score_head(tune_head(model, some, config, seed), items))):
-            accuracies[name].setdefault(K, []).append(100 * chosen(scores, hits).mean())
+        found = {ZERO: before, **tuned_scores(model, some, test, config, seed)}
+        for name, scores in found.items():
+            row = accuracies.setdefault(name, {}).setdefault(K, [])
+            row.append(100 * chosen(scores, hits).mean())
         write_json(config.json, {"settings": settings, "accuracies": accuracies})
-        note(f"{K} shots, seed {seed}: CPT {accuracies[CPT][K][-1]:.1f}, head "
-             f"{accuracies[HEAD][K][-1]:.1f}; {left(done)} left")
+        note(f"{K} shots, seed {seed}: " + ", ".join(
+            f"{name} {accuracies[name][K][-1]:.1f}" for name in found) + f"; {left(done)} left")
     # The population's standard deviation, as CPT reports it.
     rows = {name: {K: (np.mean(runs[K][:config.seeds]), np.std(runs[K][:config.seeds]))
                    for K in shots} for name, runs in accuracies.items()}
-    cells = [[K, *("{:.1f} ± {:.1f}".format(*row[K]) for row in rows.values())] for K in shots]
-    print(markdown([["shots", *rows], *cells]))
+    print(markdown([["accuracy x 100, shots", *shots],
+                    *([name, *("{:.1f} ± {:.1f}".format(*row[K]) for K in shots)]
+                      for name, row in rows.items())]))
     if config.png:
         draw_curve(rows, config.png, config.json or "the table above")
 
 
+def tuned_scores(model, shots, test, config, seed):
+    """{row of the table: scores [(n,) of the proposals of each item that is tested on]} of all that
+    is tuned on the shots, each with each learning rate."""
+    copies, images, found = Copies(model, shots, config), Images(model, shots), {}
+    for loss in config.loss:
+        for lr in config.lr:
+            tuned = tune_cpt(model, copies, config, seed, loss, float(lr))
+            for score, values in score_cpt(tuned, test[0], config).items():
+                name = SCORES[score].format(config.colour)
+                found[f"CPT, loss {loss}, lr {lr}, score {name}"] = values
+    for lr in config.head_lr:
+        head = tune_head(model, images, config, seed, float(lr))
+        found[f"{HEAD}, lr {lr}"] = score_head(head, test[1])
+    return found
+
+
 def read_accuracies(path, settings):
-    """{method: {K: [accuracy of each seed]}} that a file already holds. UserError if it is one of
+    """{row: {K: [accuracy of each seed]}} that a file already holds. UserError if it is one of
     other settings."""
     if not path or not Path(path).exists():
-        return {CPT: {}, HEAD: {}}
+        return {}
     written = read_json(Path(path), "expected the numbers of --shots in it")
     if (not isinstance(written, dict) or written.get("settings") != settings
             or "accuracies" not in written):
@@ -55,13 +77,14 @@ def read_accuracies(path, settings):
 
 
 def draw_curve(rows, path, numbers):
-    """Accuracy over shots, {method: {K: (mean, standard deviation)}}, dotted one deviation away."""
-    lines = []
-    for name, row in rows.items():
+    """Accuracy over shots, {row: {K: (mean, standard deviation)}}, dotted one deviation away. Of
+    CPT's scores the prior's alone."""
+    lines, rows = [], {name: row for name, row in rows.items() if "none" not in name}
+    for (name, row), colour in zip(rows.items(), COLOURS):
         for label, sign, style in ((name, 0, {"marker": "o"}), ("", 1, {"linestyle": ":"}),
                                    ("", -1, {"linestyle": ":"})):
             points = {int(K): float(mean + sign * std) for K, (mean, std) in row.items()
                       if K != "all"}
-            lines.append((label, points, {**style, "color": COLOURS[name]}))
+            lines.append((label, points, {**style, "color": colour}))
     pictures.plot(lines, path, "expressions tuned on (dotted: one standard deviation)",
                   "accuracy, %", numbers)

@@ -30,8 +30,10 @@ from clip_vit import CLIPText
 from data.features import whole_image_features
 from evaluate.colours import NOMINAL, show_colours
 from evaluate.few_shot import few_shot
+from evaluate.overlays import centred, overlay_scores
 from evaluate.regions import chosen, hits_of, load_expressions, painted, paints_of
 from evaluate.tables import RESAMPLES, bootstrap, markdown, shown
+from evaluate.tuning import LOSSES
 from lib.cli import UserError, note, opt, parse, run
 from lib.devices import pick_device
 from lib.files import repo_path, write_json
@@ -62,7 +64,12 @@ class Config:
     shots: list = opt([], "numbers of expressions to tune on (CPT 1 2 4 8 16), or all")
     seeds: int = opt(5, "few-shot runs for each number, with seeds 0, 1, ... (CPT 5)")
     steps: int = opt(500, "steps of a few-shot run (CPT 500)")
-    lr: float = opt(3e-5, "peak learning rate of a few-shot run (CPT 3e-5, its head twice that)")
+    lr: list = opt(["3e-5", "3e-4"], "peak learning rates of CPT, a row each: the published one, and "
+                                     "one chosen on val")
+    head_lr: list = opt(["6e-5", "1e-3"], "the same of the fine-tuned head; it takes ten times as "
+                                          "many steps (as released)")
+    loss: list = opt(["proposals"], f"of CPT, a row each: {', '.join(LOSSES)} (evaluate/tuning.py)")
+    others: bool = opt(True, "also rows of what is not CPT (evaluate/overlays.py)")
     search: bool = opt(False, "rank colours and words by what the captioner calls pure colours")
     json: str = opt("", "write the numbers to this file; --shots goes on with what it holds")
     png: str = opt("", "picture of the curve over shots, or of the colours found")
@@ -76,7 +83,16 @@ def check(config):
     paints_of(config)
     if any(K != "all" and not (K.isdecimal() and int(K)) for K in config.shots):
         raise UserError("--shots: numbers from 1 on, or all")
-    for least, name in ((1, "seeds"), (1, "steps"), (0, "lr"), (0, "images")):
+    for name in ("lr", "head_lr"):
+        try:
+            good = all(float(lr) >= 0 for lr in getattr(config, name))
+        except ValueError:
+            good = False
+        if not good:
+            raise UserError(f"--{name}: numbers of 0 or more")
+    if set(config.loss) - set(LOSSES) or not config.loss:
+        raise UserError(f"--loss: some of {', '.join(LOSSES)}")
+    for least, name in ((1, "seeds"), (1, "steps"), (0, "images")):
         if getattr(config, name) < least:
             raise UserError(f"--{name} {getattr(config, name)}: must be {least} or more")
     if config.png and not (config.png.lower().endswith(".png")
@@ -103,6 +119,9 @@ def zero_shot(model, items, config, clip=None):
         logp = fill_in(model, feats, [text] * len(feats), words).cpu()  # (n, words)
         scores["raw"][i] = logp[:, own].numpy()
         scores["normalised"][i] = logp.log_softmax(1)[:, own].numpy()
+        if config.others:
+            scores["less the mean over others"][i] = (
+                scores["raw"][i] - centred(model, items, i, feats, config))
         if wrong:
             scores["wrong word"][i] = logp[:, words.index(wrong[0])].numpy()
         if clip:
@@ -183,7 +202,11 @@ def zero_shot_rows(model, items, hits, config):
     blind, prior = chances(items, hits)
     rows = {"random": blind, f"random, {100 * SMALL:.0f} % of the image and more": prior}
     for name, scores in zero_shot(model, items, config, clip).items():
-        rows[name if name == "CLIP alone" else f"CPT, {name}"] = chosen(scores, hits)
+        mine = name in ("raw", "normalised", "wrong word")
+        rows[f"CPT, {name}" if mine else name] = chosen(scores, hits)
+    if config.others:
+        for name, scores in overlay_scores(model, items, config).items():
+            rows[f"{name}, log p(expression)"] = chosen(scores, hits)
     rows["bound by the proposals"] = np.array([float(any(hit)) for hit in hits])
     return {name: accuracies(found, items) for name, found in rows.items()}
 

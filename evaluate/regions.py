@@ -1,17 +1,21 @@
 """Expressions, the proposals to choose from, and copies of an image with one proposal painted."""
 
+import itertools
 import operator
 from pathlib import Path
 
 import numpy as np
 
-from data.features import whole_image_features
+from data.features import in_threads, whole_image_features
 from data.masks import iou, mask_of
 from data.tasks import find_dataset, load_split
 from lib.cli import UserError
 from lib.files import progress, read_json
 from lib.pictures import open_image
 from prompts import PAINTS, paint
+
+
+BATCH = 64  # copies that are encoded together
 
 
 def load_expressions(dataset, split, images=0):
@@ -56,21 +60,42 @@ def regions_of(item, size, masks):
     return [mask_of(mask, size) for mask in item["masks"]]
 
 
-def painted(model, items, config):
+def painted(model, items, config, overlay=None, quiet=False):
     """Yields (index of an item, feats (n, N, D) of its n copies, in each one proposal painted).
 
-    Items of one image follow each other: what is painted alike is painted and encoded once.
+    overlay(image, region) -> image: what is done to a copy in place of painting. quiet: no word of
+    progress. Items of one image follow each other: what is painted alike is painted and encoded
+    once. At least BATCH copies are encoded together.
     """
-    before, show, colour = None, progress("painting", len(items)), paints_of(config)[config.colour]
+    show = (lambda done: None) if quiet else progress("painting", len(items))
+    colour, part, done = paints_of(config)[config.colour], [], 0
+    overlay = overlay or (lambda image, region: paint(image, region, colour))
     order = sorted(range(len(items)), key=lambda i: str(items[i]["image"]))
-    for done, i in enumerate(order, 1):
-        item = items[i]
-        if (item["image"], item["proposals"]) != before:
-            before, image = (item["image"], item["proposals"]), open_image(item["image"])
-            regions = regions_of(item, image.size, config.masks)
-            feats = whole_image_features(model, (paint(image, r, colour) for r in regions))
-        yield i, feats
+    groups = [[*group] for _, group in itertools.groupby(
+        order, key=lambda i: (items[i]["image"], items[i]["proposals"]))]
+    for g, group in enumerate(groups, 1):
+        part.append(group)
+        if sum(len(items[some[0]]["proposals"]) for some in part) < BATCH and g < len(groups):
+            continue
+        firsts = [items[some[0]] for some in part]
+        feats = whole_image_features(model, copies_of(firsts, overlay, config))
+        for some, rows in zip(part, feats.split([len(item["proposals"]) for item in firsts])):
+            done += len(some)
+            for i in some:
+                yield i, rows
         show(done)
+        part = []
+
+
+def copies_of(items, overlay, config):
+    """Yields the painted copies of each item's image, made by threads a few ahead."""
+    def regions():
+        for item in items:
+            image = open_image(item["image"])
+            for region in regions_of(item, image.size, config.masks):
+                yield image, region
+
+    return in_threads(lambda copy: overlay(*copy), regions())
 
 
 def hits_of(items, strict=False):

@@ -1,8 +1,13 @@
 """Few-shot CPT: a captioner is tuned to say the colour's word for the right painted region.
 
-  image, one proposal painted --> (captioner) <-- "the circle left of the star is in"
+  image, each proposal painted --> (captioner) <-- "the circle left of the star is in"
                                        |
-                                " red" if it is the right one, " none" if it is another
+    loss "proposals"    log p(red) of every copy, softmax over the copies: the right one
+    loss "released"     " red" if it is the right one, " none" if it is another
+
+Before the first step log p(red) is the zero-shot score, and "proposals" only moves it. "released"
+trains a difference, log p(red) - log p(none), which a captioner that has often read "none" as the
+answer already fills with something else: the zero-shot prior is thrown away.
 """
 
 import random
@@ -10,17 +15,18 @@ from copy import deepcopy
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from data.batches import Batch, pad
-from data.features import whole_image_features
-from evaluate.regions import hits_of, painted, paints_of, regions_of
+from evaluate.regions import hits_of, painted
 from lib.cli import UserError
 from lib.optim import parameter_groups, schedule
-from lib.pictures import open_image
-from model import training_step
-from prompts import NONE, cloze, fill_in, paint
+from model import TextState, training_step
+from prompts import NONE, cloze, fill_in
 
-COPIES = 100  # painted copies in a step, at most (CPT's code)
+COPIES, EXPRESSIONS = 100, 16  # painted copies and expressions in a step, at most (CPT's code)
+LOSSES = ("proposals", "released")
 
 
 def draw_shots(items, K, seed):
@@ -30,15 +36,17 @@ def draw_shots(items, K, seed):
     return [items[i] for i in order[:K]]
 
 
-def examples(item, limit, strict=False):
-    """[(proposal to paint, is it right)]: at most limit right proposals, and as many others."""
-    hits, = hits_of([item], strict)
-    right = [i for i, hit in enumerate(hits) if hit][:limit]
+def draw_copies(hits, limit, rng):
+    """[(proposal to paint, is it right)] of an expression for one step: at most limit right
+    proposals and as many others, drawn anew each time, so that in the end all have been seen.
+
+    hits: which proposals are right. rng: a numpy Generator.
+    """
+    right, wrong = (rng.permutation(np.flatnonzero(np.equal(hits, x))).tolist() for x in (1, 0))
     if not right:  # no proposal covers it: the first one stands in, as a wrong one (as released)
         return [(0, False)]
-    wrong = [i for i, hit in enumerate(hits) if not hit]
-    wrong = random.Random(str(item["id"])).sample(wrong, min(len(wrong), len(right)))
-    return [(i, True) for i in right] + [(i, False) for i in wrong]
+    right = right[:limit]
+    return [(i, True) for i in right] + [(i, False) for i in wrong[:len(right)]]
 
 
 def few_shot_steps(params, lr, steps):
@@ -53,63 +61,125 @@ def few_shot_steps(params, lr, steps):
         yield optimizer
 
 
-def cpt_batch(model, copies, words, config):
-    """One Batch of copies [(item, proposal to paint, is it right)]. words: the tokens that are to
-    follow where the copy is right, and where it is not."""
-    colour = paints_of(config)[config.colour]
+class Copies:
+    """Feats (n, N, D) of the painted copies of each item, encoded when first asked for: the ViT
+    does not learn. Kept, in half precision, for as many items as `most`."""
 
-    def pictures():
-        for item, i, _ in copies:
-            image = open_image(item["image"])
-            yield paint(image, regions_of(item, image.size, config.masks)[i], colour)
+    def __init__(self, model, items, config, most=1000):
+        self.model, self.items, self.config, self.most = model, items, config, most
+        self.kept = {}
 
-    feats = whole_image_features(model, pictures())
-    texts = [cloze(item["expression"], config.template) for item, _, _ in copies]
+    def read(self, which):
+        """[feats of each of these items]."""
+        if len(self.kept) > self.most:
+            self.kept.clear()
+        missing = [i for i in dict.fromkeys(which) if i not in self.kept]
+        some = [self.items[i] for i in missing]
+        for i, feats in painted(self.model, some, self.config, quiet=True):
+            self.kept[missing[i]] = feats.half()
+        return [self.kept[i].float() for i in which]
+
+
+def word_tokens(model, words):
+    """The token of each word. UserError if one has several."""
+    found = [model.lm.tokenizer.encode_ordinary(f" {word}") for word in words]
+    for word, tokens in zip(words, found):
+        if len(tokens) > 1:
+            raise UserError(f"--shots: {word} is more than one token of this language model; "
+                            "choose another --colour")
+    return [tokens[0] for tokens in found]
+
+
+def cpt_batch(model, feats, texts):
+    """Feats (R, N, D) and the texts that a colour is to end -> Batch, the positions of the blanks
+    in wanted."""
     idx, lengths = pad(texts, model.lm.tokenizer, feats.device)
-    targets = torch.full_like(idx, -1)
-    for row, length, (_, _, right) in zip(targets, lengths, copies):
-        row[length - 1] = words[0] if right else words[1]
-    return Batch(feats, idx, targets, model.condition_lengths(lengths))
+    wanted = torch.arange(len(idx), device=idx.device) * idx.shape[1] + lengths - 1
+    return Batch(feats, idx, None, model.condition_lengths(lengths), wanted)
 
 
-def tune_cpt(model, shots, config, seed):
-    """A copy of the captioner, tuned on shots. UserError if the colour's word is more than one
-    token.
+def colour_logp(model, feats, idx, condition_len, wanted):
+    """log p (R, V) of what fills the blanks."""
+    ctx = model.method.encode_image(feats)
+    state = TextState(condition_len=condition_len, wanted=wanted)
+    return model.forward_text(idx, ctx, state).log_softmax(-1)
 
-    A step sees all painted copies, or COPIES of more: those of a few shots are encoded once, those
-    of a whole dataset, which no memory could hold, when their turn comes.
+
+def proposals_batch(model, copies, drawn, hits, texts, words):
+    """The step's Batch, targets (E, P) the share of each proposal among the right ones, and its
+    loss: each expression chooses among its proposals by log p(colour)."""
+    feats = copies.read(drawn)
+    sizes = [len(f) for f in feats]
+    batch = cpt_batch(model, torch.cat(feats), [t for i, n in zip(drawn, sizes)
+                                                for t in [texts[i]] * n])
+    targets = [torch.tensor(hits[i], dtype=torch.float32) for i in drawn]
+    targets = pad_sequence([t / t.sum() for t in targets], batch_first=True)
+
+    def forward(feats, idx, targets, condition_len, wanted):
+        scores = colour_logp(model, feats, idx, condition_len, wanted)[:, words[0]].split(sizes)
+        scores = pad_sequence(scores, batch_first=True, padding_value=-1e9)
+        return scores, F.cross_entropy(scores, targets)
+
+    return batch._replace(targets=targets), forward
+
+
+def released_batch(model, copies, drawn, hits, texts, words, limit, rng):
+    """The step's Batch of copies drawn anew, targets (R, 1) the words that are to fill the blanks:
+    the colour's where the copy is right, "none" where it is not; and its loss."""
+    chosen = [draw_copies(hits[i], limit, rng) for i in drawn]
+    feats = [feats[[k for k, _ in some]] for feats, some in zip(copies.read(drawn), chosen)]
+    rows = [(texts[i], words[0] if right else words[1])
+            for i, some in zip(drawn, chosen) for _, right in some][:COPIES]
+    batch = cpt_batch(model, torch.cat(feats)[:COPIES], [text for text, _ in rows])
+
+    def forward(feats, idx, targets, condition_len, wanted):
+        logp = colour_logp(model, feats, idx, condition_len, wanted)
+        return logp, F.nll_loss(logp, targets[:, 0])
+
+    return batch._replace(targets=torch.tensor([[token] for _, token in rows])), forward
+
+
+def tune_cpt(model, copies, config, seed, loss="proposals", lr=3e-5):
+    """A copy of the captioner, tuned on the expressions of copies. UserError if the colour's word
+    is more than one token.
+
+    A step sees EXPRESSIONS of them, drawn anew where there are more.
     differs: of a captioner with --train_vision all but its ViT is tuned: the copies are encoded
     without gradient.
     """
+    shots, hits = copies.items, hits_of(copies.items, config.strict)
     model, rng = deepcopy(model).train(), np.random.default_rng(seed)
-    words = []
-    for word in (config.colour, NONE):
-        token, *more = model.lm.tokenizer.encode_ordinary(f" {word}")
-        if more:
-            raise UserError(f"--shots: {word} is more than one token of this language model; "
-                            "choose another --colour")
-        words.append(token)
+    words = word_tokens(model, [config.colour, NONE])
+    texts = [cloze(item["expression"], config.template) for item in shots]
+    # Nothing can be chosen where no proposal is right.
+    usable = [i for i, hit in enumerate(hits) if any(hit) or loss == "released"]
     limit = 1 if len(shots) >= 16 else COPIES
-    copies = [(item, i, right) for item in shots
-              for i, right in examples(item, limit, config.strict)]
-    every = cpt_batch(model, copies, words, config) if len(copies) <= COPIES else None
-    for optimizer in few_shot_steps(list(model.trained().values()), config.lr, config.steps):
-        batch = every or cpt_batch(
-            model, [copies[n] for n in rng.permutation(len(copies))[:COPIES]], words, config)
-        training_step(model, [batch], optimizer, grad_clip=1.0)
+    for optimizer in few_shot_steps(list(model.trained().values()), lr,
+                                    config.steps if usable else 0):
+        drawn = [usable[n] for n in rng.permutation(len(usable))[:EXPRESSIONS]]
+        if loss == "released":
+            batch, forward = released_batch(model, copies, drawn, hits, texts, words, limit, rng)
+        else:
+            batch, forward = proposals_batch(model, copies, drawn, hits, texts, words)
+        training_step(forward, [batch], optimizer, grad_clip=1.0)
     return model.eval()
 
 
-def score_cpt(model, items, config):
-    """log p(colour) - log p(none) of every proposal painted, [(n,), ...]: no constant added to the
-    logits changes it.
+def score_cpt(model, copies, config, batch=64):
+    """{score: [(n,) of the proposals of each item]}: "log p(red)", the zero-shot score, and "red
+    against none", log p(red) - log p(none). No constant added to the logits changes either.
 
     differs: the released score is the ratio of the two logits, which turns around where one of them
     changes its sign.
     """
-    scores = [None] * len(items)
-    for i, feats in painted(model, items, config):
-        text = cloze(items[i]["expression"], config.template)
-        logp = fill_in(model, feats, [text] * len(feats), [config.colour, NONE])
-        scores[i] = (logp[:, 0] - logp[:, 1]).cpu().numpy()
-    return scores
+    prior, released = [], []
+    for start in range(0, len(copies.items), batch):
+        some = range(start, min(start + batch, len(copies.items)))
+        feats = copies.read(some)
+        sizes = [len(f) for f in feats]
+        texts = [cloze(copies.items[i]["expression"], config.template) for i in some]
+        texts = [text for text, n in zip(texts, sizes) for _ in range(n)]
+        logp = fill_in(model, torch.cat(feats), texts, [config.colour, NONE]).cpu()
+        prior += [x.numpy() for x in logp[:, 0].split(sizes)]
+        released += [x.numpy() for x in (logp[:, 0] - logp[:, 1]).split(sizes)]
+    return {"prior": prior, "released": released}

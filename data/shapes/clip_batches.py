@@ -2,6 +2,7 @@
 
     pictures with captions    groups of four that differ from each other in one respect only
     regions with phrases      the patches of one Thing  <->  "a small red circle on the left"
+                              of one that is marked     <->  "a small circle in blue"
                               the empty background      <->  "nothing"
 
 Every phrase is held against every region. Beside the true ones stand false ones that are hard to
@@ -9,19 +10,19 @@ tell apart from them. A loss is told which fit, and there may be several.
 """
 
 from collections import defaultdict
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
 from clip_vit import preprocess
 from data.shapes import world
 from data.shapes.texts import ATTRIBUTES
-from data.shapes.world import PRETRAINING, SIDE, SIZES, with_article
+from data.shapes.world import PRETRAINING, SIDE, with_article
 
-GROUPS, CROWDED = 24, 32  # groups of near-duplicates, and pictures of many Things, in a batch
+GROUPS, CROWDED = 20, 48  # groups of near-duplicates, and pictures of many Things, in a batch
+EMPTY = 2  # pictures without any
 
 
 class Batch(NamedTuple):
@@ -39,16 +40,14 @@ class Batch(NamedTuple):
 def clip_batch(rng, tokenize, patch, relations):
     """One Batch. patch: the side of a patch in pixels; relations: let phrases say how a Thing
     stands to another."""
-    scenes = [s for _ in range(GROUPS) for s in near_duplicates(rng)]
+    scenes = [s for _ in range(GROUPS) for s in near_duplicates(rng)] + [[]] * EMPTY
     captions = [rng.choice(world.captions(s, rng)) for s in scenes]
     fits = torch.tensor(which_fit(captions, scenes))
-    crowded = [world.sample_from(rng, rng.randint(3, 7), PRETRAINING) for _ in range(CROWDED)]
-    scenes += crowded
     images = [world.render(s, rng) for s in scenes]
-    for image, scene in zip(images[len(captions):], crowded):
-        for i, t in enumerate(scene):
-            if rng.random() < 0.1:
-                scene[i] = paint(image, t, rng)
+    crowded = [world.marked(world.sample_from(rng, rng.randint(2, 7), PRETRAINING), rng)
+               for _ in range(CROWDED)]
+    images += [world.render(s, rng, strays=rng.choice((0, 0, 1))) for s in crowded]
+    scenes += crowded
     images = torch.stack([preprocess(image, SIDE) for image in images])
     patches, real = region_patches(scenes, patch, rng.randrange(2 ** 32))
     regions = [(scenes[b], k) for b, k in real.nonzero().tolist()]
@@ -75,8 +74,12 @@ def edit(scene, rng):
     if kind == "place":
         x, y = world.sample(rng, 1)[0].x, world.sample(rng, 1)[0].y
         things[i] = replace(things[i], x=x, y=y)
+    elif kind == "size":
+        size = rng.choice(ATTRIBUTES["size"])
+        things[i] = replace(things[i], size=size, r=world.radius_of(size, rng))
     elif kind.startswith("swap"):
-        names = ("x", "y") if kind == "swap place" else (kind.removeprefix("swap "),)
+        names = {"swap place": ("x", "y"), "swap size": ("size", "r")}.get(
+            kind, (kind.removeprefix("swap "),))
         a, b = things
         things = [replace(a, **{name: getattr(b, name) for name in names}),
                   replace(b, **{name: getattr(a, name) for name in names})]
@@ -109,29 +112,10 @@ def which_fit(captions, scenes):
 
 # ---------------------------------------------------------------------------- regions
 
-@dataclass(frozen=True)
-class Painted(world.Thing):
-    """A Thing under a half-transparent box of some colour, which hides its own and now names it."""
-
-    paint: str = ""
-
-    @property
-    def looks(self):
-        return f"{self.size} {self.shape} in {self.paint}"
-
-
-def paint(image, t, rng):
-    """Lays a box of any colour over Thing t of the image -> the Painted Thing. image is changed.
-
-    Pictures on the web hold marked regions here and there, and CLIP has read about them. A world
-    without any would make every such picture, and with it CPT (prompts.py), foreign to the model.
-    """
-    name = rng.choice(list(world.COLOURS))
-    x, y, w, h = map(round, t.box)
-    size = (w + rng.randint(0, 4), h + rng.randint(0, 4))
-    box = Image.new("RGBA", size, (*world.COLOURS[name], 127))
-    image.paste(box, (x - rng.randint(0, 2), y - rng.randint(0, 2)), box)
-    return Painted(**asdict(t), paint=name)
+def names(t):
+    """What a Thing can be called by its looks, the plainest first. "in red" tells the colour of its
+    marker, or its own if it has none."""
+    return [t.looks, f"{t.size} {t.shape} in {t.seen}", f"{t.looks} in {t.seen}"]
 
 
 def region_patches(scenes, patch, seed):
@@ -147,8 +131,8 @@ def region_patches(scenes, patch, seed):
         background = np.ones((side, side), bool)
         for k, t in enumerate(scene):
             distance = np.hypot(centre[None, :] - t.x, centre[:, None] - t.y)
-            inside[b, k] = distance <= max(SIZES[t.size], distance.min())
-            background &= distance > SIZES[t.size] + patch
+            inside[b, k] = distance <= max(t.radius, distance.min())
+            background &= distance > t.radius + patch
         inside[b, -1] = background
     inside = inside.reshape(len(scenes), K, side * side)
     keep = np.random.default_rng(seed).random(inside.shape) < 0.5
@@ -176,24 +160,26 @@ def phrase(scene, t, rng, relations):
     stands to another."""
     kind = rng.random()
     others = [o for o in scene if o is not t and world.relation(t, o)]
+    # Of a marked Thing the marker is what is hard to see, of a plain one its own looks are enough.
+    looks = names(t)[rng.choice((0, 1, 1, 2) if t.paint else (0, 0, 0, 1))]
     if relations and kind < 0.4 and others:
         o = rng.choice(others)
-        return Phrase(t.looks, "", world.relation(t, o), o.looks)
-    return Phrase(t.looks, t.place if kind < 0.7 else "")
+        return Phrase(looks, "", world.relation(t, o), o.looks)
+    return Phrase(looks, t.place if kind < 0.7 else "")
 
 
 def is_true(said, scene, t):
     """Does a Phrase fit Thing t of the scene?"""
     related = not said.relation or any(
         o.looks == said.other and world.relation(t, o) == said.relation for o in scene)
-    return said.looks == t.looks and said.place in ("", t.place) and related
+    return said.looks in names(t) and said.place in ("", t.place) and related
 
 
 def falsify(said, rng):
-    """A Phrase like this one, in another place or relation: the hardest negative."""
-    shape, painted, _ = said.looks.partition(" in ")
-    if painted and rng.random() < 0.5:
-        return said._replace(looks=f"{shape} in {rng.choice(list(world.COLOURS))}")
+    """A Phrase like this one, in another place, relation or marker: the hardest negative."""
+    looks, marker, _ = said.looks.partition(" in ")
+    if marker and rng.random() < 0.5:
+        return said._replace(looks=f"{looks} in {rng.choice(ATTRIBUTES['colour'])}")
     return said._replace(
         place=rng.choice(world.PLACES) if said.place else "",
         relation=rng.choice(list(world.INVERSE)) if said.relation else "")
@@ -203,10 +189,10 @@ def region_phrases(regions, rng, relations):
     """Regions [(scene, number of the Thing)], a number past the last for the background -> texts of
     which the last is "nothing", and which region each is true of (regions, texts) bool."""
     said = sorted({phrase(scene, scene[k], rng, relations) for scene, k in regions
-                   if k < len(scene) and rng.random() < 0.7})
+                   if k < len(scene) and rng.random() < 0.6})
     # pitfall: a set has no order of its own; falsify draws from rng, so its order must be the same
     # in every run.
-    said = sorted({*said, *(falsify(p, rng) for p in said for _ in range(2))})
+    said = sorted({*said, *(falsify(p, rng) for p in said)})
     by_looks = defaultdict(list)
     for j, p in enumerate(said):
         by_looks[p.looks].append(j)
@@ -215,6 +201,6 @@ def region_phrases(regions, rng, relations):
         if k >= len(scene):
             true[i, -1] = True
             continue
-        for j in by_looks[scene[k].looks]:
+        for j in (j for looks in names(scene[k]) for j in by_looks[looks]):
             true[i, j] = is_true(said[j], scene, scene[k])
     return [*(p.text() for p in said), "nothing"], true

@@ -13,8 +13,9 @@ and in place of the captions:
     vqa      "question": "is there a star?", "answers": {"no": 1}
     entail   "hypothesis": "there is a star", "label": "contradiction"
     refer    "expression": "the star", "box": [x, y, w, h], "proposals": [[x, y, w, h], ...]
-    regions  "captions": ["the star is in red", ...] of crowded pictures, many texts each and no
-             "scene": what Visual Genome's region descriptions are to COCO's captions
+    regions  "captions": ["the star is in red", ...] of crowded pictures, some Things marked with a
+             box of that colour, many texts each and no "scene": what Visual Genome's region
+             descriptions are to COCO's captions
 
 Boxes are in pixels.
 """
@@ -33,6 +34,7 @@ from lib.cli import UserError, opt, parse, run
 
 TASKS = ("caption", "vqa", "entail", "refer", "regions")
 IMAGES = {"train": 8000, "val": 1000, "test": 1000, "novel": 500}  # how many of each split
+EMPTY = 0.02  # of the training pictures show nothing, and their captions say so
 
 
 @dataclass
@@ -57,7 +59,7 @@ def scene_items(task, scene, rng):
     expression = texts.expression(scene, i, rng)
     boxes = [t.box for t in scene]
     while len(boxes) < 6:  # distractors: boxes with no Thing of their own
-        w = 2 * rng.choice(list(world.SIZES.values()))
+        w = 2 * world.radius_of(rng.choice(list(world.SIZES)), rng)
         x, y = (round(rng.uniform(0, world.SIDE - w), 1) for _ in "xy")
         boxes.append([x, y, w, w])
     return [{"expression": expression, "box": scene[i].box,
@@ -68,6 +70,8 @@ def scene_size(task, split, rng):
     """How many Things the next scene of a task has."""
     if task in ("refer", "regions"):
         return rng.randint(3, 7)
+    if task == "caption" and split == "train" and rng.random() < EMPTY:
+        return 0
     # Training has more pairs: they are what has to be learnt.
     return rng.choice((1, 2, 2, 2) if split == "train" else (1, 2))
 
@@ -81,7 +85,10 @@ def prepare(task, folder, seed=1337):
         for i in range(n):
             scene = world.sample_from(rng, scene_size(task, split, rng), (split,))
             image = f"images/{split}/{i:05}.png"
-            world.render(scene, rng).save(folder / image, compress_level=1)
+            if task == "regions":  # some are marked: "the star is in red" is then true of that
+                scene = world.marked(scene, rng)
+            strays = rng.randint(0, 1) if task == "regions" else 0
+            world.render(scene, rng, strays).save(folder / image, compress_level=1)
             truth = {} if task == "regions" else {"scene": world.to_json(scene)}
             items += [{"id": len(items) + j, "image": image, **item, **truth}
                       for j, item in enumerate(scene_items(task, scene, rng))]

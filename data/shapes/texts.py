@@ -127,11 +127,12 @@ def hypotheses(scene, rng):
 
 
 def descriptions(scene, rng):
-    """True sentences on single Things of a scene, and on Things that are not there, each once."""
+    """True sentences on single Things of a scene, and on Things that are not there, each once. What
+    is marked "is in" the colour of its marker."""
     found = []
     for i, t in enumerate(scene):
         rest = [t.size, t.place, with_article(t.shape)]
-        found += [f"{expression(scene, i, rng)} is in {t.colour}",
+        found += [f"{expression(scene, i, rng)} is in {t.seen}",
                   f"{expression(scene, i, rng)} is {rng.choice(rest)}"]
     found += [f"the {absent(scene, rng)} is in none" for _ in range(2)]
     return list(dict.fromkeys(found))
@@ -169,7 +170,7 @@ def remarks(scene, rng):
         name = refer(t, scene, rng)
         out.append(rng.choice([f"the {name} is {t.size}", f"the {name} is {t.colour}",
                                f"the {name} is {t.place}", f"the {name} is a {t.shape}"]))
-        out.append(rng.choice([f"{expression(scene, i, rng)} is in {t.colour}",
+        out.append(rng.choice([f"{expression(scene, i, rng)} is in {t.seen}",
                                f"the {absent(scene, rng)} is in none"]))
     for x, y in pairs(scene, rng, most=3):
         words, one = rng.choice(WORDINGS[relation(x, y)]), refer(x, scene, rng)
@@ -189,6 +190,15 @@ def remarks(scene, rng):
     return out
 
 
+def emptiness(rng):
+    """A text on a picture without any Thing."""
+    thing = [rng.choice(values) for values in ATTRIBUTES.values()]
+    out = [*captions([], rng), "it shows nothing", "how many objects are there? none",
+           f"is there {with_article(' '.join(thing))}? no", f"there is no {' '.join(thing[1:])}",
+           f"the {' '.join(thing[rng.randint(0, 1):])} is in none"]
+    return ". ".join([rng.choice(captions([], rng)), *rng.sample(out, rng.randint(0, 3))])
+
+
 def discourse(scene, rng):
     """A text on one scene: a lone caption, captions one after the other, or a longer discourse.
 
@@ -196,6 +206,9 @@ def discourse(scene, rng):
     the later sentences can only be guessed by one that keeps what was said, and of whom. Plain
     repetition is the easiest lesson in that, and speeds up all others.
     """
+    if not scene:
+        return emptiness(rng)
+
     def say():
         return rng.choice(captions(scene, rng)) if len(scene) <= 2 else listing(scene, rng)
 

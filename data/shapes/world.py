@@ -6,24 +6,24 @@ texts: captions here, everything else that can be said in texts.py.
     scene      [Thing("small","red","circle",18,40), Thing("large","blue","square",47,38)]
     caption    a small red circle left of a large blue square
 
+The drawings vary as those of other people do: backgrounds from black to white and coloured ones,
+sizes, tints, corners, stars of other depth, slight turns, now and then noise or a faint border. A
+Thing may be marked: a box of some colour lies half-transparent over it, or under it as a mat. A
+scene may be empty: "there is nothing".
+
 `split_of` sends every scene to one split, by a hash of what can be said of it (its `signature`).
 The same scene in other tints or some pixels aside has the same hash: it never crosses splits.
 """
 
 import hashlib
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
-import numpy as np
-from PIL import Image, ImageDraw
+from data.shapes.drawing import COLOURS, SIDE, render
 
-SIDE = 64  # of a picture, in pixels
-SIZES = {"small": 5.5, "large": 9.5}  # radius in pixels
-COLOURS = {
-    "red": (220, 40, 40), "orange": (240, 140, 30), "yellow": (235, 215, 40),
-    "green": (50, 160, 60), "cyan": (60, 200, 215), "blue": (45, 80, 210),
-    "purple": (135, 60, 180), "pink": (240, 130, 190),
-}
+SIZES = {"small": 5.5, "large": 9.5}  # radius in pixels of a Thing that has none of its own
+RADII = {"small": (4.0, 6.8), "large": (8.3, 11.8)}  # of those that are drawn, with a clear gap
+MARKED = 0.6  # of the scenes that may have markers have some
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross")
 # Colour-shape pairs that no adaptation sees: the `novel` split, as NoCaps is to COCO.
 NOVEL = {("red", "star"), ("orange", "diamond"), ("yellow", "circle"),
@@ -44,6 +44,8 @@ class Thing:
     shape: str
     x: float
     y: float
+    r: float = 0  # its own radius in pixels; 0: that of its size
+    paint: str = ""  # the colour of the marker that lies over or under it, if any
 
     @property
     def looks(self):
@@ -54,14 +56,23 @@ class Thing:
         return PLACES[3 * int(self.y * 3 // SIDE) + int(self.x * 3 // SIDE)]
 
     @property
+    def radius(self):
+        return self.r or SIZES[self.size]
+
+    @property
+    def seen(self):
+        """What it "is in": the colour of its marker, or its own where it has none."""
+        return self.paint or self.colour
+
+    @property
     def box(self):
         """[x, y, w, h] in pixels."""
-        r = SIZES[self.size]
+        r = self.radius
         return [round(v, 1) for v in (self.x - r, self.y - r, 2 * r, 2 * r)]
 
 
 def to_json(scene):
-    return [asdict(t) for t in scene]
+    return [{k: v for k, v in asdict(t).items() if k not in ("r", "paint") or v} for t in scene]
 
 
 def from_json(things):
@@ -69,6 +80,11 @@ def from_json(things):
 
 
 # ---------------------------------------------------------------------------- scenes
+
+def radius_of(size, rng):
+    """A radius in pixels for a Thing of this size."""
+    return round(rng.uniform(*RADII[size]), 1)
+
 
 def sample(rng, n):
     """A scene of n Things that do not touch and differ in looks; rng is a random.Random.
@@ -80,10 +96,10 @@ def sample(rng, n):
         scene = []
         for _ in range(50 * n):
             size = rng.choice(list(SIZES))
-            margin = SIZES[size] + 1
+            r = radius_of(size, rng)
             t = Thing(size, rng.choice(list(COLOURS)), rng.choice(SHAPES),
-                      round(rng.uniform(margin, SIDE - margin), 1),
-                      round(rng.uniform(margin, SIDE - margin), 1))
+                      round(rng.uniform(r + 1, SIDE - r - 1), 1),
+                      round(rng.uniform(r + 1, SIDE - r - 1), 1), r)
             if all(apart(t, o) for o in scene):
                 scene.append(t)
             if len(scene) == n:
@@ -93,14 +109,14 @@ def sample(rng, n):
 
 
 def apart(t, o):
-    """Whether two Things may be in one scene: they look different and do not touch."""
-    distance = np.hypot(t.x - o.x, t.y - o.y)
-    return t.looks != o.looks and distance > SIZES[t.size] + SIZES[o.size] + 2
+    """Whether two Things may be in one scene: they look different and their boxes do not touch."""
+    distance = max(abs(t.x - o.x), abs(t.y - o.y))
+    return t.looks != o.looks and distance > t.radius + o.radius + 2
 
 
 def is_valid(scene):
     """Inside the picture, apart from each other, and, if there are two, clearly placed."""
-    inside = all(SIZES[t.size] < min(t.x, t.y, SIDE - t.x, SIDE - t.y) for t in scene)
+    inside = all(t.radius < min(t.x, t.y, SIDE - t.x, SIDE - t.y) for t in scene)
     clear = all(apart(t, o) for i, t in enumerate(scene) for o in scene[:i])
     return inside and clear and (len(scene) != 2 or relation(*scene) is not None)
 
@@ -146,47 +162,23 @@ def sample_from(rng, n, splits):
             return scene
 
 
-# ---------------------------------------------------------------------------- pictures
+def marked(scene, rng):
+    """The scene with markers over or under some of its Things, in any colours, or as it is.
 
-def outline(shape, x, y, r):
-    """Corners of a shape of radius r around (x, y); None for the circle."""
-    if shape == "circle":
-        return None
-    if shape == "cross":
-        a = r / 3
-        corners = [(-a, -r), (a, -r), (a, -a), (r, -a), (r, a), (a, a),
-                   (a, r), (-a, r), (-a, a), (-r, a), (-r, -a), (-a, -a)]
-        return [(x + u, y + v) for u, v in corners]
-    n = {"square": 4, "diamond": 4, "triangle": 3, "star": 10}[shape]
-    turn = np.pi / 4 if shape == "square" else 0
-    angles = turn - np.pi / 2 + 2 * np.pi * np.arange(n) / n
-    radii = np.full(n, 1.1 * r)
-    if shape == "star":
-        radii[1::2] = 0.45 * r
-    return [(float(x + d * np.cos(t)), float(y + d * np.sin(t))) for t, d in zip(angles, radii)]
-
-
-def render(scene, rng):
-    """The scene as a 64 x 64 RGB picture; rng picks the grey of the background and the tints."""
-    zoom = 4  # draw large, then shrink: smooth edges
-    grey = rng.randint(185, 245)
-    image = Image.new("RGB", (SIDE * zoom, SIDE * zoom), (grey, grey, grey))
-    draw = ImageDraw.Draw(image)
-    for t in scene:
-        tint = tuple(max(0, min(255, c + rng.randint(-14, 14))) for c in COLOURS[t.colour])
-        x, y, r = t.x * zoom, t.y * zoom, (SIZES[t.size] + rng.uniform(-0.5, 0.5)) * zoom
-        corners = outline(t.shape, x, y, r)
-        if corners:
-            draw.polygon(corners, fill=tint)
-        else:
-            draw.ellipse((x - r, y - r, x + r, y + r), fill=tint)
-    return image.reduce(zoom)
+    Pictures on the web hold marked regions here and there, and CLIP has read about them. A world
+    without any would make every such picture, and with it CPT (prompts.py), foreign to the model.
+    """
+    share = rng.choice((0.2, 0.4)) if rng.random() < MARKED else 0
+    return [replace(t, paint=rng.choice(list(COLOURS))) if rng.random() < share else t
+            for t in scene]
 
 
 # ---------------------------------------------------------------------------- captions
 
 WORDINGS = {"left of": ("left of", "to the left of"), "right of": ("right of", "to the right of"),
             "above": ("above", "over"), "below": ("below", "under")}
+EMPTY = ("nothing", "there is nothing", "a picture of nothing", "nothing is there",
+         "there is nothing in the picture")
 # "a circle with a square to its left": the square is left of the circle
 ITS = {"left of": "to its left", "right of": "to its right",
        "above": "above it", "below": "below it"}
@@ -197,7 +189,9 @@ def with_article(words):
 
 
 def captions(scene, rng):
-    """Five captions of a scene of one or two Things; each names all that `is_exact` asks for."""
+    """Five captions of a scene of at most two Things; each names all that `is_exact` asks for."""
+    if not scene:
+        return list(EMPTY)
     if len(scene) == 1:
         it, place = with_article(scene[0].looks), scene[0].place
         return [it, f"there is {it}", f"this is {it}", f"a picture of {it}", f"{it} {place}"]
@@ -236,6 +230,8 @@ def is_exact(caption, scene):
     """Whether a caption names every Thing with size, colour and shape, their relation, and nothing
     wrong."""
     caption = caption.lower().strip().rstrip(".").strip()
+    if not scene:
+        return caption in EMPTY
     said = next((m.groupdict() for p in GRAMMAR if (m := re.fullmatch(p, caption))), None)
     if said is None or len(scene) != ("b" in said) + 1:
         return False
