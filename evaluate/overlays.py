@@ -57,7 +57,7 @@ def text_logp(model, feats, texts):
     start = torch.ones_like(lengths)
     state = TextState(condition_len=start)
     logits = model.forward_text(idx[:, :-1], model.method.encode_image(feats), state)
-    logp = logits[:, -idx.shape[1] + 1:].log_softmax(-1).gather(2, idx[:, 1:, None])[..., 0]
+    logp = logits.log_softmax(-1).gather(2, idx[:, 1:, None])[..., 0]
     said = torch.arange(1, idx.shape[1], device=idx.device) < lengths[:, None]
     return (logp * said).sum(1)
 

@@ -2,6 +2,7 @@
 
 import random
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ import torch.nn.functional as F
 
 from clip_vit import CLIPText, CLIPViT, preprocess
 from data.shapes import clip_batches, prepare, pretrain, texts, world
+from data.shapes.drawing import SHADES, background, mark, outline
 from data.shapes.export import save_clip, save_gpt2
 from data.shapes.world import Thing, with_article
 from data.tasks import load_split
 from gpt2 import GPT2
+from lib.cli import UserError
 from weights.reading import metadata
 from weights.tokenizers import get_clip_tokenizer
 
@@ -41,14 +44,16 @@ def scenes(rng, n, sizes, splits=SPLITS):
     ("a large blue square with a small red star above it", [RED, BLUE], False, False),
     ("a small red circle", [RED, BLUE], False, False),
     ("a small blue circle left of a large red square", [RED, BLUE], False, False),
-    ("a small red circle left of a large blue square", [RED], False, False)])
+    ("a small red circle left of a large blue square", [RED], False, False),
+    ("There is nothing.", [], True, True), ("a small red circle", [], False, False),
+    ("there is nothing", [RED], False, False)])
 def test_a_caption_is_exact_if_all_that_it_says_is_true(caption, scene, exact, named):
     """The red circle is in the middle of the left side, the blue square right of it."""
     assert world.is_exact(caption, scene) == exact and world.names_all(caption, scene) == named
 
 
 def test_every_caption_is_exact_for_its_scene_and_for_no_scene_that_sounds_different(rng):
-    many = scenes(rng, 300, (1, 2))
+    many = scenes(rng, 300, (0, 1, 2))
     for scene in many:
         captions, other = world.captions(scene, rng), rng.choice(many)
         assert len(set(captions)) == 5 and all(world.is_exact(c, scene) for c in captions)
@@ -91,13 +96,49 @@ def test_a_referring_expression_fits_one_thing_only(rng):
         assert found == [scene[i]], (said, scene)
 
 
+def colour_at(image, x, y):
+    """What anybody would call the colour of a pixel: the nearest of all tints that have a name."""
+    pixel, tints = np.asarray(image, float)[int(y), int(x)], {}
+    for name, nominal in world.COLOURS.items():
+        for far, shade in ((f, s) for f in (0, 0.5, 1) for s in SHADES[name]):
+            tints[name, far, shade] = np.add(nominal, far * np.subtract(shade, nominal))
+    return min(tints, key=lambda key: np.abs(tints[key] - pixel).max())[0]
+
+
 def test_things_stay_inside_and_apart_and_pictures_show_their_colours(rng):
-    for scene in scenes(rng, 60, (1, 2, 7)):
-        pixels = np.asarray(world.render(scene, rng)).astype(int)
+    seen = []
+    for scene in scenes(rng, 100, (1, 2, 7)):
+        image = world.render(scene, rng)
         assert world.is_valid(scene)
+        seen += [colour_at(image, t.x, t.y) == t.colour for t in scene]
         for t in scene:
-            if t.shape != "triangle" or t.size == "large":
-                assert np.abs(pixels[int(t.y), int(t.x)] - world.COLOURS[t.colour]).max() <= 20, t
+            low, high = world.RADII[t.size]
+            assert low <= t.radius <= high and t.box[2] == pytest.approx(2 * t.radius)
+    assert np.mean(seen) > 0.98  # noise and blur may hide one
+
+
+def test_backgrounds_go_from_black_to_white_and_stay_away_from_what_is_drawn(rng):
+    grounds = np.array([background([(220, 40, 40)], rng) for _ in range(500)])
+    bright = grounds.mean(1)
+    assert bright.min() < 15 and bright.max() > 245 and (np.ptp(grounds, 1) > 40).mean() > 0.1
+    assert np.linalg.norm(grounds - (220, 40, 40), axis=1).min() > 80
+
+
+def test_a_turned_square_is_no_diamond_and_a_large_one_larger_than_a_small_one(rng):
+    """A square's corners point to the four corners of the picture, those of a diamond up, down and
+    aside. Between them are 45 degrees."""
+    sides = {}
+    for _ in range(300):
+        size, shape = rng.choice(list(world.SIZES)), rng.choice(("square", "diamond"))
+        corners = outline(Thing(size, "red", shape, 32, 32, world.radius_of(size, rng)), rng)
+        far = corners[np.hypot(*corners.T).argmax()]
+        angle = np.degrees(np.arctan2(*far)) % 90
+        assert (25 < angle < 65) == (shape == "square")
+        x, y = corners.T  # the area, by the shoelace formula
+        area = abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2
+        sides.setdefault((shape, size), []).append(area ** 0.5)
+    for shape in ("square", "diamond"):
+        assert max(sides[shape, "small"]) + 0.5 < min(sides[shape, "large"])
 
 
 def test_every_scene_has_one_split_and_novel_pairs_stay_out_of_adaptation(rng):
@@ -123,21 +164,37 @@ def test_the_splits_of_every_task_hold_only_their_own_scenes(tmp_path, monkeypat
                 assert all(x["box"] in x["proposals"] and len(x["proposals"]) >= 6 for x in items)
 
 
+def test_what_is_not_there_to_pretrain_is_named(tmp_path):
+    with pytest.raises(UserError, match="there is no foo"):
+        pretrain.main(pretrain.Config(["foo"], out=str(tmp_path)))
+    assert not list(tmp_path.iterdir())
+
+
 def test_pretraining_sees_no_val_test_or_novel_scene(rng):
     assert {world.split_of(s) for _ in range(300) for s in (
         pretrain.scene_for(rng), *clip_batches.near_duplicates(rng))} == {"train", "pretrain"}
 
 
-def test_a_painted_thing_is_named_by_its_paint_and_the_rest_of_the_picture_stays(rng):
-    for t, *rest in scenes(rng, 40, (3, 5)):
-        image = world.render([t, *rest], rng)
-        before, painted = np.array(image, int), clip_batches.paint(image, t, rng)
-        after, at = np.array(image, int), (int(t.y), int(t.x))
-        assert painted.looks == f"{t.size} {t.shape} in {painted.paint}"
-        mixed = (before[at] * 128 + np.array(world.COLOURS[painted.paint]) * 127) / 255
-        assert np.abs(after[at] - mixed).max() <= 1
-        y, x = np.nonzero((before != after).any(-1))
-        assert np.hypot(x + 0.5 - t.x, y + 0.5 - t.y).max() < 1.5 * world.SIZES[t.size] + 8
+def test_a_marker_is_half_of_its_colour_and_the_rest_of_the_picture_stays(rng):
+    image = world.render(world.sample(rng, 3), rng)
+    before = np.array(image, int)
+    mark(image, [10.2, 20, 9, 8.7], (240, 0, 30), 0.5)
+    after, box = np.array(image, int), (slice(20, 29), slice(10, 19))
+    assert np.abs(after[box] - (before[box] + (240, 0, 30)) / 2).max() <= 1
+    before[box] = after[box]
+    assert (before == after).all()
+
+
+def test_of_a_marked_thing_the_marker_is_seen_around_it_and_is_what_it_is_in(rng):
+    seen = 0
+    for paint in 20 * [*world.COLOURS]:
+        t = Thing("large", "red", "circle", 32, 32, 9, paint)
+        picture, plain = (np.asarray(world.render([x], random.Random(paint)), int)
+                          for x in (t, replace(t, paint="")))
+        seen += np.abs(picture[25, 24] - picture[8, 8]).max() > 15  # a corner of the box
+        assert paint == t.seen and f"large circle in {paint}" in clip_batches.names(t)
+        assert any(said.endswith(f"is in {paint}") for said in texts.descriptions([t], rng))
+    assert seen > 0.95 * 160
 
 
 def test_a_phrase_fits_the_regions_that_it_is_true_of(rng):
@@ -148,11 +205,14 @@ def test_a_phrase_fits_the_regions_that_it_is_true_of(rng):
     found = weights[0, :2] @ centres
     assert (found - torch.tensor([[RED.x, RED.y], [BLUE.x, BLUE.y]])).abs().max() < 6
     assert (weights[0] > 0).sum(0).max() == 1  # no patch in two regions
-    phrases, true = clip_batches.region_phrases(8 * [(scene, 0), (scene, 1)], rng, relations=True)
+    phrases, true = clip_batches.region_phrases(16 * [(scene, 0), (scene, 1)], rng, relations=True)
     for t, other, row in zip(scene, ("left of a large blue square", "right of a small red circle"),
                              true):
-        a, said = with_article(t.looks), {p for p, fits in zip(phrases, row) if fits}
-        assert said == {a, f"{a} {t.place}", f"{a} {other}"}
+        a = with_article(t.looks)
+        said = {p for p, fits in zip(phrases, row) if fits}
+        assert {p for p in said if p.startswith(a)} == {a, f"{a} {t.place}", f"{a} {other}"}
+        assert all(p.startswith((a, f"{with_article(t.size)} {t.shape} in {t.colour}"))
+                   for p in said)
     assert not true.any(0)[:-1].all()  # false ones are among them
 
 

@@ -277,7 +277,7 @@ def main(config):
     torch.set_num_threads(config.threads)
     if not hasattr(torch.optim, "Muon"):
         raise UserError("pre-training needs torch 2.9 or newer, for torch.optim.Muon")
-    known = {"gpt2": (pretrain_gpt2, 1200), "clip": (pretrain_clip, 2200)}
+    known = {"gpt2": (pretrain_gpt2, 1200), "clip": (pretrain_clip, 2800)}
     if not config.which:
         raise UserError("say what to pre-train: gpt2 or clip")
     for name in config.which:
