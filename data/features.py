@@ -18,8 +18,6 @@ from lib.files import plain_errors, progress
 from lib.pictures import open_image
 from weights.reading import fingerprint
 
-THREADS = ThreadPoolExecutor()  # starts none before it is used
-
 
 def cached_features(vit, items, folder, split, device, batch=64):
     """Feats (n, N, D) of a split's images, computed once into a memory-mapped fp16 file beside the
@@ -74,13 +72,14 @@ def encode(encoder, items, size, device, batch):
 def in_threads(f, things, ahead=8):
     """Yields f(x) of each thing in order. Threads work a few ahead, so that no more than these are
     held at a time."""
-    waiting = deque()
-    for x in things:
-        waiting.append(THREADS.submit(f, x))
-        if len(waiting) > ahead:
+    with ThreadPoolExecutor() as pool:
+        waiting = deque()
+        for x in things:
+            waiting.append(pool.submit(f, x))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
             yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 @torch.no_grad()

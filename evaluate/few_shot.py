@@ -1,8 +1,10 @@
 """The few-shot experiment: CPT and the fine-tuned head, tuned on K expressions with each seed."""
 
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from evaluate.region_head import Images, score_head, tune_head
 from evaluate.regions import chosen, load_expressions
@@ -14,6 +16,7 @@ from lib.files import read_json, write_json
 
 ZERO, HEAD = "zero-shot", "fine-tuned head"
 SCORES = {"prior": "log p({})", "released": "log p({}) - log p(none)"}
+WORK = []  # what the processes of side_by_side do
 COLOURS = ("#1f4e8c", "#d1652a", "#2a9d68", "#8a4fb0", "#c2a000", "#777777")
 
 
@@ -29,9 +32,13 @@ def few_shot(model, items, hits, config, settings):
     test = Copies(model, items, config, most=len(items)), Images(model, items)
     before = score_cpt(model, test[0], config)["prior"] if todo else None
     left = time_left(0, len(todo))
-    for done, (K, seed) in enumerate(todo, 1):
-        some = draw_shots(pool, len(pool) if K == "all" else int(K), seed)
-        found = {ZERO: before, **tuned_scores(model, some, test, config, seed)}
+
+    def tuned(job):
+        some = draw_shots(pool, len(pool) if job[0] == "all" else int(job[0]), job[1])
+        return tuned_scores(model, some, test, config, job[1])
+
+    for done, ((K, seed), scores) in enumerate(zip(todo, side_by_side(tuned, todo, config)), 1):
+        found = {ZERO: before, **scores}
         for name, scores in found.items():
             row = accuracies.setdefault(name, {}).setdefault(K, [])
             row.append(100 * chosen(scores, hits).mean())
@@ -46,6 +53,24 @@ def few_shot(model, items, hits, config, settings):
                       for name, row in rows.items())]))
     if config.png:
         draw_curve(rows, config.png, config.json or "the table above")
+
+
+def side_by_side(f, jobs, config):
+    """Yields f(job) of each job in order; --jobs of them at a time, each in a process of its own
+    with one thread, which for models this small is faster than two threads for one."""
+    if config.jobs < 2 or len(jobs) < 2:
+        yield from map(f, jobs)
+        return
+    WORK.append(f)  # a forked process finds it there: models and pictures are not copied
+    try:
+        with get_context("fork").Pool(config.jobs, torch.set_num_threads, (1,)) as pool:
+            yield from pool.imap(run_job, jobs)
+    finally:
+        WORK.clear()
+
+
+def run_job(job):
+    return WORK[0](job)
 
 
 def tuned_scores(model, shots, test, config, seed):

@@ -69,6 +69,7 @@ class Config:
     head_lr: list = opt(["6e-5", "1e-3"], "the same of the fine-tuned head; it takes ten times as "
                                           "many steps (as released)")
     loss: list = opt(["proposals"], f"of CPT, a row each: {', '.join(LOSSES)} (evaluate/tuning.py)")
+    jobs: int = opt(1, "few-shot runs side by side, on a CPU: as many as it has cores")
     others: bool = opt(True, "also rows of what is not CPT (evaluate/overlays.py)")
     search: bool = opt(False, "rank colours and words by what the captioner calls pure colours")
     json: str = opt("", "write the numbers to this file; --shots goes on with what it holds")
@@ -92,7 +93,7 @@ def check(config):
             raise UserError(f"--{name}: numbers of 0 or more")
     if set(config.loss) - set(LOSSES) or not config.loss:
         raise UserError(f"--loss: some of {', '.join(LOSSES)}")
-    for least, name in ((1, "seeds"), (1, "steps"), (0, "images")):
+    for least, name in ((1, "seeds"), (1, "steps"), (1, "jobs"), (0, "images")):
         if getattr(config, name) < least:
             raise UserError(f"--{name} {getattr(config, name)}: must be {least} or more")
     if config.png and not (config.png.lower().endswith(".png")
@@ -240,7 +241,7 @@ def main(config):
              for item in load_expressions(config.dataset, split, config.images)]
     hits = hits_of(items, config.strict)
     settings = {name: value for name, value in vars(config).items()
-                if name not in ("shots", "seeds", "json", "png", "device")}
+                if name not in ("shots", "seeds", "jobs", "json", "png", "device")}
     settings |= {"ckpt": hashlib.sha256(ckpt.read_bytes()).hexdigest(),
                  "palette": {word: list(rgb) for word, rgb in paints_of(config).items()}}
     if config.shots:

@@ -25,8 +25,10 @@ from lib.optim import parameter_groups, schedule
 from model import TextState, training_step
 from prompts import NONE, cloze, fill_in
 
-COPIES, EXPRESSIONS = 100, 16  # painted copies and expressions in a step, at most (CPT's code)
-LOSSES = ("proposals", "released")
+COPIES = 100  # painted copies in a step, at most (CPT's code)
+# Expressions in a step, at most: CPT's code has 16, of which it sees two copies each.
+EXPRESSIONS = {"proposals": 8, "released": 16}
+LOSSES = tuple(EXPRESSIONS)
 
 
 def draw_shots(items, K, seed):
@@ -156,7 +158,7 @@ def tune_cpt(model, copies, config, seed, loss="proposals", lr=3e-5):
     limit = 1 if len(shots) >= 16 else COPIES
     for optimizer in few_shot_steps(list(model.trained().values()), lr,
                                     config.steps if usable else 0):
-        drawn = [usable[n] for n in rng.permutation(len(usable))[:EXPRESSIONS]]
+        drawn = [usable[n] for n in rng.permutation(len(usable))[:EXPRESSIONS[loss]]]
         if loss == "released":
             batch, forward = released_batch(model, copies, drawn, hits, texts, words, limit, rng)
         else:

@@ -447,7 +447,7 @@ def test_the_loss_of_images_with_more_and_fewer_proposals_is_their_mean(refer, h
 def test_of_many_shots_a_part_is_painted_in_a_step(refer, host, monkeypatch):
     """As of K = all: twelve expressions, five in a step, and what was painted is kept."""
     sizes, real = [], tuning.painted
-    monkeypatch.setattr(tuning, "EXPRESSIONS", 5)
+    monkeypatch.setitem(tuning.EXPRESSIONS, "proposals", 5)
     monkeypatch.setattr(tuning, "painted", lambda model, items, *a, **k: (
         sizes.append(len(items)) or real(model, items, *a, **k)))
     model, config = SeeGPT.load(host), pointing.Config(steps=3)
@@ -475,6 +475,8 @@ def test_few_shot_goes_on_from_its_file(command, tmp_path):
     assert "seed 0" not in err and out == again and "shots | 1 |" in out
     assert json.loads((tmp_path / "a.json").read_text()) == json.loads(
         (tmp_path / "b.json").read_text())
+    side_by_side, _ = command(*words, tmp_path / "c.json", "--seeds", "2", "--jobs", "2")
+    assert side_by_side == out
     with pytest.raises(UserError, match="of other settings"):
         command(*words, tmp_path / "b.json", "--steps", "3")
 

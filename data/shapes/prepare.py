@@ -86,7 +86,7 @@ def prepare(task, folder, seed=1337):
             scene = world.sample_from(rng, scene_size(task, split, rng), (split,))
             image = f"images/{split}/{i:05}.png"
             if task == "regions":  # some are marked: "the star is in red" is then true of that
-                scene = world.marked(scene, rng)
+                scene = world.marked(scene, rng, often=0.85, shares=(0.25, 0.5))
             strays = rng.randint(0, 1) if task == "regions" else 0
             world.render(scene, rng, strays).save(folder / image, compress_level=1)
             truth = {} if task == "regions" else {"scene": world.to_json(scene)}

@@ -131,7 +131,8 @@ def descriptions(scene, rng):
     is marked "is in" the colour of its marker."""
     found = []
     for i, t in enumerate(scene):
-        rest = [t.size, t.place, with_article(t.shape)]
+        # Of what is marked its marker is what has to be learnt.
+        rest = [f"in {t.seen}"] if t.paint else [t.size, t.place, with_article(t.shape)]
         found += [f"{expression(scene, i, rng)} is in {t.seen}",
                   f"{expression(scene, i, rng)} is {rng.choice(rest)}"]
     found += [f"the {absent(scene, rng)} is in none" for _ in range(2)]

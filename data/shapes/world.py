@@ -23,7 +23,6 @@ from data.shapes.drawing import COLOURS, SIDE, render
 
 SIZES = {"small": 5.5, "large": 9.5}  # radius in pixels of a Thing that has none of its own
 RADII = {"small": (4.0, 6.8), "large": (8.3, 11.8)}  # of those that are drawn, with a clear gap
-MARKED = 0.6  # of the scenes that may have markers have some
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross")
 # Colour-shape pairs that no adaptation sees: the `novel` split, as NoCaps is to COCO.
 NOVEL = {("red", "star"), ("orange", "diamond"), ("yellow", "circle"),
@@ -162,13 +161,14 @@ def sample_from(rng, n, splits):
             return scene
 
 
-def marked(scene, rng):
-    """The scene with markers over or under some of its Things, in any colours, or as it is.
+def marked(scene, rng, often=0.6, shares=(0.2, 0.4)):
+    """The scene with markers over or under some of its Things, in any colours, or as it is. often:
+    how likely there are any; shares: of the Things that have one.
 
     Pictures on the web hold marked regions here and there, and CLIP has read about them. A world
     without any would make every such picture, and with it CPT (prompts.py), foreign to the model.
     """
-    share = rng.choice((0.2, 0.4)) if rng.random() < MARKED else 0
+    share = rng.choice(shares) if rng.random() < often else 0
     return [replace(t, paint=rng.choice(list(COLOURS))) if rng.random() < share else t
             for t in scene]
 
