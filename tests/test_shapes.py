@@ -205,7 +205,7 @@ def test_a_phrase_fits_the_regions_that_it_is_true_of(rng):
     found = weights[0, :2] @ centres
     assert (found - torch.tensor([[RED.x, RED.y], [BLUE.x, BLUE.y]])).abs().max() < 6
     assert (weights[0] > 0).sum(0).max() == 1  # no patch in two regions
-    phrases, true = clip_batches.region_phrases(16 * [(scene, 0), (scene, 1)], rng, relations=True)
+    phrases, true = clip_batches.region_phrases(60 * [(scene, 0), (scene, 1)], rng, relations=True)
     for t, other, row in zip(scene, ("left of a large blue square", "right of a small red circle"),
                              true):
         a = with_article(t.looks)

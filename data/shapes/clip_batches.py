@@ -19,7 +19,7 @@ import torch
 from clip_vit import preprocess
 from data.shapes import world
 from data.shapes.texts import ATTRIBUTES
-from data.shapes.world import PRETRAINING, SIDE, with_article
+from data.shapes.world import PRETRAINING, SIDE, WIDE, with_article
 
 GROUPS, CROWDED = 20, 48  # groups of near-duplicates, and pictures of many Things, in a batch
 EMPTY = 2  # pictures without any
@@ -44,7 +44,7 @@ def clip_batch(rng, tokenize, patch, relations):
     captions = [rng.choice(world.captions(s, rng)) for s in scenes]
     fits = torch.tensor(which_fit(captions, scenes))
     images = [world.render(s, rng) for s in scenes]
-    crowded = [world.marked(world.sample_from(rng, rng.randint(2, 7), PRETRAINING), rng)
+    crowded = [world.marked(world.sample_from(rng, rng.randint(2, 7), PRETRAINING, WIDE), rng)
                for _ in range(CROWDED)]
     images += [world.render(s, rng, strays=rng.choice((0, 0, 1))) for s in crowded]
     scenes += crowded
@@ -72,11 +72,11 @@ def edit(scene, rng):
                       ("size", "colour", "shape", "swap size", "swap colour", "swap shape",
                        "swap place", "swap place"))
     if kind == "place":
-        x, y = world.sample(rng, 1)[0].x, world.sample(rng, 1)[0].y
+        x, y = world.sample(rng, 1, WIDE)[0].x, world.sample(rng, 1, WIDE)[0].y
         things[i] = replace(things[i], x=x, y=y)
     elif kind == "size":
         size = rng.choice(ATTRIBUTES["size"])
-        things[i] = replace(things[i], size=size, r=world.radius_of(size, rng))
+        things[i] = replace(things[i], size=size, r=world.radius_of(size, rng, WIDE))
     elif kind.startswith("swap"):
         names = {"swap place": ("x", "y"), "swap size": ("size", "r")}.get(
             kind, (kind.removeprefix("swap "),))
@@ -90,7 +90,7 @@ def edit(scene, rng):
 
 def near_duplicates(rng, n=4):
     """n scenes, the later ones edits of the first: negatives that differ in just one respect."""
-    scenes = [world.sample_from(rng, rng.choice((1, 2, 2)), PRETRAINING)]
+    scenes = [world.sample_from(rng, rng.choice((1, 2, 2)), PRETRAINING, WIDE)]
     while len(scenes) < n:
         new = edit(scenes[0], rng)
         if new and all(world.signature(new) != world.signature(s) for s in scenes):
@@ -160,8 +160,8 @@ def phrase(scene, t, rng, relations):
     stands to another."""
     kind = rng.random()
     others = [o for o in scene if o is not t and world.relation(t, o)]
-    # Of a marked Thing the marker is what is hard to see, of a plain one its own looks are enough.
-    looks = names(t)[rng.choice((0, 1, 1, 2) if t.paint else (0, 0, 0, 1))]
+    # Of a marked Thing both its own looks and the marker have to be learnt.
+    looks = names(t)[rng.choice((0, 1, 2, 2) if t.paint else (0, 0, 0, 1))]
     if relations and kind < 0.4 and others:
         o = rng.choice(others)
         return Phrase(looks, "", world.relation(t, o), o.looks)

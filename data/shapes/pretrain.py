@@ -1,7 +1,7 @@
 """Pre-trains the two tiny backbones of the shapes world from nothing, on one CPU core.
 
     python data/shapes/pretrain.py gpt2    # text only, 5 minutes
-    python data/shapes/pretrain.py clip    # pictures and texts, 50 minutes
+    python data/shapes/pretrain.py clip    # pictures and texts, 75 minutes
 
 The results, tiny-gpt2 and tiny-clip, are part of the repository: run this only to change them.
 --resume goes on after a stop.
@@ -63,7 +63,7 @@ class Config:
 def scene_for(rng):
     """A scene that pre-training may see, of up to six Things."""
     n = 0 if rng.random() < 0.02 else rng.choice((1, 1, 2, 2, 2, 2, 3, 4, 6))
-    return world.marked(world.sample_from(rng, n, world.PRETRAINING), rng)
+    return world.marked(world.sample_from(rng, n, world.PRETRAINING, world.WIDE), rng)
 
 
 def corpus(n, seed):
@@ -277,7 +277,7 @@ def main(config):
     torch.set_num_threads(config.threads)
     if not hasattr(torch.optim, "Muon"):
         raise UserError("pre-training needs torch 2.9 or newer, for torch.optim.Muon")
-    known = {"gpt2": (pretrain_gpt2, 1200), "clip": (pretrain_clip, 2800)}
+    known = {"gpt2": (pretrain_gpt2, 1200), "clip": (pretrain_clip, 3800)}
     if not config.which:
         raise UserError("say what to pre-train: gpt2 or clip")
     for name in config.which:

@@ -22,7 +22,8 @@ from dataclasses import asdict, dataclass, replace
 from data.shapes.drawing import COLOURS, SIDE, render
 
 SIZES = {"small": 5.5, "large": 9.5}  # radius in pixels of a Thing that has none of its own
-RADII = {"small": (4.0, 6.8), "large": (8.3, 11.8)}  # of those that are drawn, with a clear gap
+RADII = {"small": (4.2, 6.6), "large": (8.6, 11.6)}  # of those that are drawn, with a clear gap
+WIDE = {"small": (4.0, 6.8), "large": (8.3, 11.8)}  # of those that pre-training sees: more
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross")
 # Colour-shape pairs that no adaptation sees: the `novel` split, as NoCaps is to COCO.
 NOVEL = {("red", "star"), ("orange", "diamond"), ("yellow", "circle"),
@@ -80,12 +81,12 @@ def from_json(things):
 
 # ---------------------------------------------------------------------------- scenes
 
-def radius_of(size, rng):
+def radius_of(size, rng, radii=RADII):
     """A radius in pixels for a Thing of this size."""
-    return round(rng.uniform(*RADII[size]), 1)
+    return round(rng.uniform(*radii[size]), 1)
 
 
-def sample(rng, n):
+def sample(rng, n, radii=RADII):
     """A scene of n Things that do not touch and differ in looks; rng is a random.Random.
 
     Where there are two, one stands clearly left, right, above or below of the other, so that their
@@ -95,7 +96,7 @@ def sample(rng, n):
         scene = []
         for _ in range(50 * n):
             size = rng.choice(list(SIZES))
-            r = radius_of(size, rng)
+            r = radius_of(size, rng, radii)
             t = Thing(size, rng.choice(list(COLOURS)), rng.choice(SHAPES),
                       round(rng.uniform(r + 1, SIDE - r - 1), 1),
                       round(rng.uniform(r + 1, SIDE - r - 1), 1), r)
@@ -153,10 +154,10 @@ def split_of(scene):
     return "novel" if novel else "test"
 
 
-def sample_from(rng, n, splits):
+def sample_from(rng, n, splits, radii=RADII):
     """A scene of n Things that belongs to one of the splits."""
     while True:
-        scene = sample(rng, n)
+        scene = sample(rng, n, radii)
         if split_of(scene) in splits:
             return scene
 
