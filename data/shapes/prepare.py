@@ -68,8 +68,10 @@ def scene_items(task, scene, rng):
 
 def scene_size(task, split, rng):
     """How many Things the next scene of a task has."""
-    if task in ("refer", "regions"):
+    if task == "refer":
         return rng.randint(3, 7)
+    if task == "regions":  # some with few Things: who is meant is learnt there first
+        return rng.randint(1, 6) if split == "train" else rng.randint(3, 7)
     if task == "caption" and split == "train" and rng.random() < EMPTY:
         return 0
     # Training has more pairs: they are what has to be learnt.
@@ -86,7 +88,7 @@ def prepare(task, folder, seed=1337):
             scene = world.sample_from(rng, scene_size(task, split, rng), (split,))
             image = f"images/{split}/{i:05}.png"
             if task == "regions":  # some are marked: "the star is in red" is then true of that
-                scene = world.marked(scene, rng, often=0.85, shares=(0.25, 0.5))
+                scene = world.marked(scene, rng, often=0.75, shares=(0.2, 0.4))
             strays = rng.randint(0, 1) if task == "regions" else 0
             world.render(scene, rng, strays).save(folder / image, compress_level=1)
             truth = {} if task == "regions" else {"scene": world.to_json(scene)}
