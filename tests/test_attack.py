@@ -1,0 +1,17 @@
+"""A few cases of each attack (tests/attack). At length: python -m tests.attack."""
+
+import importlib
+import sys
+
+import pytest
+
+FEW = {}  # kind: how many cases
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="watches processes by fork and /proc")
+
+
+@pytest.mark.parametrize("kind", FEW)
+def test_every_case_ends_well_or_in_one_clear_line(kind):
+    from tests.attack import watch
+    module = importlib.import_module(f"tests.attack.{kind}")
+    assert not watch.bad(watch.attack(module.case, range(FEW[kind]), seed=7))
