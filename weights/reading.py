@@ -1,9 +1,10 @@
 """Reads any weight file into {name: tensor}, and such tensors into a model.
 
-A weight file is a table of named tensors. Three layouts are met in practice; read() tells them
+A weight file is a table of named tensors. Four layouts are met in practice; read() tells them
 apart by their first bytes, whatever the file is called:
 
     safetensors  | N, 8 bytes | N bytes of JSON: name -> dtype, shape, place | raw numbers ... |
+    GGUF         | key-values with the tokenizer, too | table of tensors | few bits a number ... |
     torch.save   | a zip with a pickle that rebuilds a dictionary (before torch 1.6: no zip)   |
     TorchScript  | a zip with a pickle of a whole tree of modules, and one member per storage  |
 
@@ -17,21 +18,24 @@ import re
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from lib.cli import UserError
 from lib.files import plain_errors
+from weights import gguf
 from weights.pickles import read_script, read_torch
 from weights.safetensors import MAX_HEADER, header, no_twins, read_safetensors
 
 # What a folder of weights may hold, the preferred one first.
 NAMES = ("model.safetensors", "model.safetensors.index.json",
-         "pytorch_model.bin", "pytorch_model.bin.index.json")
+         "pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth")
 OLD_TORCH = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")  # how torch.save began before 1.6
 
 
 def sniff(path):
-    """Tells "safetensors", "torch" (torch.save), "script" (TorchScript) or "index" by the content.
+    """Tells "safetensors", "gguf", "torch" (torch.save), "script" (TorchScript) or "index" by the
+    content.
 
     Endings lie: "pytorch_model.bin" may be a zip or not, and OpenAI's .pt is no torch.save file.
     UserError for everything else; the usual accidents are called by their names.
@@ -52,13 +56,15 @@ def sniff(path):
         return sniff_zip(path)
     if head.startswith(OLD_TORCH):
         return "torch"
+    if head.startswith(b"GGUF"):
+        return "gguf"
     # Text never looks like so small a number: its 5th to 8th byte would have to be zero.
     if len(head) > 8 and int.from_bytes(head[:8], "little") <= MAX_HEADER:
         return "safetensors"
     if text.startswith(b"{"):
         return "index"
-    raise UserError(f"{path}: not a weight file known here (safetensors, torch.save, TorchScript, "
-                    f"index of shards); it begins with {head[:8]!r}; fetch it again")
+    raise UserError(f"{path}: not a weight file known here (safetensors, GGUF, torch.save, "
+                    f"TorchScript, index of shards); it begins with {head[:8]!r}; fetch it again")
 
 
 def sniff_zip(path):
@@ -81,7 +87,8 @@ def read_file(path):
     if kind == "index":
         raise UserError(f"{path}: JSON, where the index of shards promises a weight file; "
                         "fetch the model again")
-    readers = {"safetensors": read_safetensors, "torch": read_torch, "script": read_script}
+    readers = {"safetensors": read_safetensors, "gguf": gguf.read_gguf, "torch": read_torch,
+               "script": read_script}
     return readers[kind](path)
 
 
@@ -115,14 +122,19 @@ def read_index(path):
 
 
 def weight_file(path):
-    """The file that is meant by path: itself, or the first of NAMES inside a folder."""
+    """The file that is meant by path: itself, or inside a folder the first of NAMES, or its only
+    GGUF file."""
     path = Path(path).expanduser()
     if not path.is_dir():
         return path
     for name in NAMES:
         if (path / name).is_file():
             return path / name
-    raise UserError(f"{path}: this folder holds none of {', '.join(NAMES)}")
+    ggufs = sorted(path.glob("*.gguf"))
+    if len(ggufs) == 1:
+        return ggufs[0]
+    raise UserError(f"{path}: this folder holds none of {', '.join(NAMES)}, and {len(ggufs)} GGUF "
+                    "files: name the file itself")
 
 
 def read(path):
@@ -137,10 +149,14 @@ def read(path):
 
 
 def metadata(path):
-    """The {str: str} notes in the header of a safetensors file; {} for every other kind."""
+    """The {str: str} notes in the header of a safetensors file; the single values in that of a GGUF
+    file; {} for every other kind."""
     path = weight_file(path)
     with plain_errors(path):
-        return header(path)[1] if sniff(path) == "safetensors" else {}
+        kind = sniff(path)
+        if kind == "gguf":
+            return {k: str(v) for k, v in gguf.header(path)[0].items() if np.ndim(v) == 0}
+        return header(path)[1] if kind == "safetensors" else {}
 
 
 def read_config(folder, known=None):
