@@ -177,7 +177,8 @@ def test_ctrl_c_and_a_full_disk_keep_what_has_come(shelf, tmp_path, monkeypatch,
 
 def test_every_public_file_has_two_addresses_and_sound_numbers():
     assert {"gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2", "gpt2/vocab.json",
-            "gpt2/merges.txt", "smollm2", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px",
+            "gpt2/merges.txt", "bert-base-uncased", "bert-base-uncased/vocab.txt", "t5-base",
+            "t5-base/spiece.model", "smollm2", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px",
             "clip/bpe_simple_vocab_16e6.txt.gz"} == FILES.keys()
     for public in FILES.values():
         assert len({url for url in public.urls if url.startswith("https://")}) == 2

