@@ -1,6 +1,6 @@
-"""The GGUF format of llama.cpp: tensors of few bits a number, and all about a model in one file.
+"""The GGUF format of llama.cpp: a whole model in one file, often with few bits a number.
 
-    | GGUF | version, counts | key-values | table of tensors | gap | the numbers of all tensors ... |
+    | GGUF | version, counts | key-values | table of tensors | gap | numbers of the tensors ... |
 
 A key-value is a name, a type and a value: sizes of the model, and its whole tokenizer. A row of the
 table is a name, the sides (the fastest first: torch's shape backwards), a type and a place.
