@@ -18,7 +18,6 @@ from pathlib import Path
 from lib.cli import UserError
 from weights.download import digest, download
 from weights.reading import metadata, sniff
-from weights.sentencepiece import read_sentencepiece
 
 
 class Public(typing.NamedTuple):
@@ -115,8 +114,9 @@ def fault(path, public, full=False):
             metadata(path)  # reads the header, or the zip's directory
         elif kind == "gz":
             gzip.decompress(path.read_bytes())
-        elif kind == "model":
-            read_sentencepiece(path)
+        elif kind == "model":  # SentencePiece: its first field is its first piece
+            if path.read_bytes()[:1] != b"\n":
+                return "it is not a SentencePiece model"
         elif kind == "json":
             json.loads(path.read_bytes())
         else:

@@ -30,6 +30,7 @@ import numpy as np
 
 from lib.cli import UserError
 from lib.files import plain_errors
+from weights.public import fetch
 
 SPACE = "▁"
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)  # what a piece may be
@@ -289,3 +290,55 @@ class SentencePiece:
 
 # As sentencepiece does; Python's own "replace" makes one � of several bytes that begin a character.
 codecs.register_error("one by one", lambda e: ("�", e.start + 1))
+
+
+# ---------------------------------------------------------------------------- T5
+
+class T5Tokenizer:
+    """T5's pieces, and behind them up to 100 sentinels, the last first: <extra_id_99> ...
+    <extra_id_0>. In what T5 reads they mark holes, in what it writes they tell which one follows.
+
+    vocab_size: rows of the model's embedding, often more than there are tokens."""
+
+    def __init__(self, pieces, vocab_size):
+        extra = min(100, vocab_size - pieces.n_vocab)
+        if extra < 0 or pieces.eot_token is None:
+            raise ValueError(f"{pieces.n_vocab} pieces, but the model has {vocab_size}" if extra < 0
+                             else "no piece </s> for the end of a text")
+        self.pieces, self.eot_token, self.n_vocab = pieces, pieces.eot_token, pieces.n_vocab + extra
+        self.encode_ordinary = pieces.encode_ordinary
+        self.sentinels = {f"<extra_id_{n}>": self.n_vocab - 1 - n for n in range(extra)}
+        self.names = {i: name for name, i in self.sentinels.items()}
+
+    def encode(self, text):
+        """A text as T5 reads it: sentinels are understood, </s> ends it."""
+        parts = re.split(r"(<extra_id_\d+>)", text)
+        return [*(i for part in parts for i in ([self.sentinels[part]] if part in self.sentinels
+                                                else self.encode_ordinary(part))), self.eot_token]
+
+    def decode(self, ids):
+        """Ids -> the text, sentinels in it; padding behind the vocabulary is silent."""
+        out, run = [], []
+        for i in [*ids, None]:
+            if i is not None and i < self.pieces.n_vocab:
+                run.append(i)
+                continue
+            out += [self.pieces.decode(run), self.names.get(i, "")]
+            run = []
+        return " ".join(part for part in out if part)
+
+
+def get_t5_tokenizer(where=None, vocab_size=32128):
+    """The T5Tokenizer of spiece.model, a file or beside the weights in a folder. Where there is
+    none, a model with T5's vocab_size gets T5's own. UserError if nothing is found."""
+    path = Path(where) if where else None
+    if path and path.is_dir():
+        path = path / "spiece.model" if (path / "spiece.model").is_file() else None
+    if path is None and vocab_size != 32128:
+        raise UserError(f"{where or 'this model'}: no spiece.model beside the weights, and with "
+                        f"{vocab_size} tokens it is not T5's own; put it there")
+    path = path or fetch("t5-base/spiece.model")
+    try:
+        return T5Tokenizer(read_sentencepiece(path), vocab_size)
+    except ValueError as e:
+        raise UserError(f"{path}: not this T5's tokenizer ({e})") from None
