@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from layouts import perturb, pickled, saved, shards, write_config, write_safetensors
+from layouts import perturb, pickled, saved, shards, write_safetensors
 
 from lib.cli import UserError
 from plm import bert
