@@ -143,7 +143,7 @@ class BERT(nn.Module):
         layers = nn.ModuleList(Layer(config) for _ in range(config.n_layer))
         self.encoder = nn.ModuleDict({"layer": layers})
         self.cls = nn.ModuleDict({"predictions": MLMHead(config)}) if config.mlm else None
-        for name, p in self.named_parameters():  # for training from nothing; their initializer_range
+        for name, p in self.named_parameters():  # for training from nothing, as theirs
             if p.dim() == 2:
                 nn.init.normal_(p, std=0.02)
             elif name.endswith("bias"):

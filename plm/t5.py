@@ -83,9 +83,9 @@ def bucket(distance, both, n, most):
 
 
 class Reading:
-    """What the layers of one stack may look at. mask (B, S): what is no padding in the text that was
-    read. text: in the decoder, that text's keys and values (B, nh, S, hs) for each layer. max_len:
-    room in the cache for what is written, 0: no cache."""
+    """What the layers of one stack may look at. mask (B, S): what of the text that was read is no
+    padding. text: in the decoder, that text's keys and values (B, nh, S, hs) for each layer.
+    max_len: room in the cache for what is written, 0: no cache."""
 
     def __init__(self, stack, mask=None, text=None, max_len=0):
         self.stack, self.text = stack, text
@@ -337,8 +337,8 @@ def infer_config(tensors, told, path):
     layers = {side: len({m[1] for m in (re.match(side + r"\.block\.(\d+)\.", k) for k in tensors)
                          if m}) for side in ("encoder", "decoder")}
     if len(tensors[q]) % heads or n < 4:
-        raise UserError(f"{path}: queries of {len(tensors[q])} numbers cannot be split into {heads} "
-                        f"heads, or {n} classes of distances are too few")
+        raise UserError(f"{path}: queries of {len(tensors[q])} numbers cannot be split into "
+                        f"{heads} heads, or {n} classes of distances are too few")
     # pitfall: version 5 of transformers writes that all is tied, whatever is in the file, and apart
     # from it what is scaled; version 4 knows only "tied". Without a config the head itself tells.
     tied = "lm_head.weight" not in tensors

@@ -1,4 +1,4 @@
-"""BERT: the same numbers as slow code of its own, from every kind of file; padding that is not seen.
+"""BERT: the same numbers as slow code of its own, from every kind of file; unseen padding.
 
 parity/test_bert_parity.py compares with transformers, also on published weights.
 """
@@ -17,7 +17,8 @@ from plm.bert import BERT, BERTConfig
 from weights.wordpiece import get_wordpiece
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdexyz1日", "##a", "##b", "##1", "the",
-         "star", "##s", "cafe", ",", "?", "[", "]", "$", "un", "##able", "circle", "is", "ΣΑΣ", "σας"]
+         "star", "##s", "cafe", ",", "?", "[", "]", "$", "un", "##able", "circle", "is", "ΣΑΣ",
+         "σας"]
 V, PLACE = len(WORDS), "bert.embeddings.word_embeddings.weight"
 QUERY = "bert.encoder.layer.1.attention.self.query.weight"
 CONFIG = {"num_attention_heads": 3, "hidden_act": "gelu", "layer_norm_eps": 1e-12}
@@ -26,7 +27,8 @@ CONFIG = {"num_attention_heads": 3, "hidden_act": "gelu", "layer_norm_eps": 1e-1
 def random_model(seed=0, **sizes):
     """A small model in which no two sizes are equal."""
     torch.manual_seed(seed)
-    small = dict(vocab_size=V, n_positions=21, n_types=2, n_layer=3, n_head=3, n_embd=24, n_inner=50)
+    small = dict(vocab_size=V, n_positions=21, n_types=2, n_layer=3, n_head=3, n_embd=24,
+                 n_inner=50)
     return perturb(BERT(BERTConfig(**{**small, **sizes})), seed, 0.2).requires_grad_(False)
 
 
@@ -93,9 +95,10 @@ def published(folder, tensors, config):
            for k, t in tensors.items()}
     old |= {"cls.predictions.decoder.weight": tensors[PLACE].clone(),
             "cls.predictions.decoder.bias": tensors["cls.predictions.bias"].clone(),
-            "bert.pooler.dense.weight": torch.zeros(24, 24), "bert.pooler.dense.bias": torch.zeros(24),
-            "cls.seq_relationship.weight": torch.zeros(2, 24), "cls.seq_relationship.bias":
-            torch.zeros(2), "bert.embeddings.position_ids": torch.arange(21)[None]}
+            "bert.embeddings.position_ids": torch.arange(21)[None],
+            "bert.pooler.dense.weight": torch.ones(24, 24), "bert.pooler.dense.bias": IDX[0] * 1.0,
+            "cls.seq_relationship.weight": torch.ones(2, 24),
+            "cls.seq_relationship.bias": torch.ones(2)}
     return pickled(folder, old, config)
 
 
@@ -122,7 +125,7 @@ def test_all_layouts_give_the_same_model(layout, tmp_path):
 
 
 def test_the_public_size_counts_the_published_parameters():
-    """109,482,240 with the pooler of 590,592; 110,106,428 with both heads, 30,522 of them biases."""
+    """109,482,240 with the pooler's 590,592. The head's matrix is the embedding, not its bias."""
     with torch.device("meta"):
         model = BERT(BERTConfig())
     head = sum(p.numel() for p in model.cls.parameters())
@@ -180,15 +183,17 @@ def test_a_missing_tensor_and_one_of_the_wrong_shape_are_named(tmp_path):
 
 @pytest.mark.parametrize("tensors, config, complaint", [
     ({"bert.encoder.layer.0.crossattention.self.key.bias": torch.zeros(24)}, {}, "is unknown"),
-    ({"bert.encoder.layer.x.output.dense.bias": torch.zeros(24)}, {}, "layer.x.output.* is unknown"),
+    ({"bert.encoder.layer.x.output.dense.bias": torch.zeros(24)}, {}, "layer.x.* is unknown"),
     ({"classifier.weight": torch.zeros(2, 24)}, {}, "classifier.weight is unknown"),
     ({QUERY: torch.zeros(24, 23)}, {}, r"query.weight is \(24, 23\), not \(24, 24\)"),
     ({"cls.predictions.decoder.weight": THEIRS[PLACE] + 1e-3}, {}, "BERT shares the two"),
     ({"cls.predictions.decoder.bias": torch.zeros(V)}, {}, "BERT shares the two"),
-    ({}, {"hidden_act": "gelu_new"}, "hidden_act"), ({}, {"layer_norm_eps": 1e-5}, "layer_norm_eps"),
+    ({}, {"hidden_act": "gelu_new"}, "hidden_act"), ({}, {"layer_norm_eps": 1e-5}, "norm_eps"),
     ({}, {"position_embedding_type": "relative_key"}, "position_embedding_type"),
     ({}, {"is_decoder": True}, "is_decoder"),
-    ({}, {"num_attention_heads": 5}, "cannot be split into 5 heads")])
+    ({}, {"num_attention_heads": 5}, "cannot be split into 5 heads"),
+    ({}, {"num_attention_heads": "many"}, "into many heads"),
+    ({}, {"num_attention_heads": math.inf}, "into inf heads")])
 def test_what_is_no_bert_is_refused(tensors, config, complaint, tmp_path):
     with pytest.raises(UserError, match=complaint) as e:
         BERT.from_pretrained(saved(tmp_path, {**THEIRS, **tensors}, {**CONFIG, **config}))
@@ -239,10 +244,11 @@ def test_a_cased_model_keeps_capitals_and_accents(folder):
 
 
 @pytest.mark.parametrize("name, content, complaint", [
-    ("vocab.txt", "a\nb\n", r"no token \[PAD\]"), ("vocab.txt", "\n".join(WORDS + ["a"]), "0, 1, 2"),
+    ("vocab.txt", "a\nb\n", r"no token \[PAD\]"),
+    ("vocab.txt", "\n".join(WORDS + ["a"]), "0, 1, 2"),
     ("vocab.txt", b"\xff\xfe", "UnicodeDecodeError"), ("tokenizer.json", "{}", "KeyError"),
     ("tokenizer.json", '{"model": {"vocab": [1]}, "normalizer": {"lowercase": 1}}', "Attribute"),
-    ("tokenizer.json", "[" * 99999, "RecursionError"), ("tokenizer.json", "Entry not found", "JSON")])
+    ("tokenizer.json", "[" * 99999, "RecursionError"), ("tokenizer.json", "Not found", "JSON")])
 def test_a_broken_vocabulary_is_refused(name, content, complaint, tmp_path):
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=complaint):

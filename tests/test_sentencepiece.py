@@ -15,7 +15,8 @@ from weights.sentencepiece import (BPE, BYTE, CONTROL, NORMAL, UNIGRAM, UNKNOWN,
                                    read_sentencepiece)
 
 SPECIAL = [("<pad>", 0.0, CONTROL), ("</s>", 0.0, CONTROL), ("<unk>", 0.0, UNKNOWN)]
-WORDS = {"▁": -3, "a": -3, "b": -4, "ab": -5.5, "▁a": -5, "aa": -5.25, "aab": -9, "▁ab": -8, "1": -6}
+WORDS = {"▁": -3, "a": -3, "b": -4, "ab": -5.5, "▁a": -5, "aa": -5.25, "aab": -9, "▁ab": -8,
+         "1": -6}
 BYTES = [(f"<0x{b:02X}>", 0.0, BYTE) for b in range(256)]
 
 
@@ -40,7 +41,7 @@ def field(key, value):
 
 
 def message(pieces, trainer={}, normalizer={}):
-    """A whole file. Field 3 of a piece is left out where it is the default, as the original does."""
+    """A whole file. A piece's field 3 is left out where it is the default, as in real ones."""
     parts = [field(1, field(1, text.encode()) + field(2, score)
                    + (field(3, kind) if kind != NORMAL else b"")) for text, score, kind in pieces]
     for key, table in ((2, trainer), (3, normalizer)):

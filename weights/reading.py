@@ -178,9 +178,12 @@ def read_config(folder, known=None):
 
 def head_count(told, width, path):
     """The number of heads: as told, or as in all public sizes, where a head is 64 wide."""
-    heads = int(told or width // 64)
+    try:
+        heads = int(told or width // 64)
+    except (TypeError, ValueError, OverflowError):
+        heads = 0
     if heads < 1 or width % heads:
-        raise UserError(f"{path}: width {width} cannot be split into {heads} heads")
+        raise UserError(f"{path}: width {width} cannot be split into {told or heads} heads")
     return heads
 
 

@@ -19,7 +19,7 @@ from lib.files import plain_errors, read_json
 from weights.public import fetch
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-MAX_BYTES = 64_000_000  # the vocabulary of a hundred languages has 1 MB, its tokenizer.json 3
+MAX_BYTES = 16_000_000  # the vocabulary of a hundred languages has 1 MB, its tokenizer.json 3
 LONGEST = 100  # letters of a word that is still cut
 
 # Chinese, which has no spaces: each sign is a word. Not the kana, not hangul.
@@ -124,4 +124,4 @@ def get_wordpiece(where=None, vocab_size=30522):
             vocab = {line.rstrip("\r"): i for i, line in enumerate(lines)}
         return WordPiece({str(piece): int(i) for piece, i in vocab.items()}, bool(lower))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        raise UserError(f"{path}: not a vocabulary of WordPiece ({type(e).__name__}: {e})") from None
+        raise UserError(f"{path}: not WordPiece's vocabulary ({type(e).__name__}: {e})") from None

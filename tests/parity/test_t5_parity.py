@@ -138,7 +138,7 @@ def test_ids_become_the_same_text(how, tmp_path):
 
 
 def test_t5s_tokenizer_is_that_of_transformers(tmp_path):
-    """With sentinels and the end; on texts without the white space that theirs treats in its way."""
+    """With sentinels and the end; without white space that theirs treats in its own way."""
     from transformers import T5Tokenizer
     _, pieces = train(tmp_path, T5S)
     table = list(zip(pieces.pieces, pieces.scores))
