@@ -3,7 +3,9 @@
 parity/test_t5_parity.py compares with the package sentencepiece, on models that it trains.
 """
 
+import base64
 import itertools
+import json
 import random
 import struct
 
@@ -211,6 +213,38 @@ def test_t5s_sentinels_stand_behind_its_pieces(tmp_path):
     assert ids == [*ours.encode_ordinary("ab"), 111, *ours.encode_ordinary("a"), 110, 1]
     assert ours.decode([0, *ids, 127, 0]) == "ab <extra_id_0> a <extra_id_1>"
     assert len(T5Tokenizer(ours.pieces, 15).sentinels) == 3
+
+
+def unigram_json(**changes):
+    """What the library tokenizers writes, sentinels among the pieces."""
+    rules = base64.b64encode(charsmap({"é": "b"})).decode()
+    vocab = [[p, s] for p, s, _ in pieces()] + [["<extra_id_1>", 0.0], ["<extra_id_0>", 0.0]]
+    return json.dumps({"model": {"type": "Unigram", "unk_id": 2, "vocab": vocab},
+                       "normalizer": {"type": "Precompiled", "precompiled_charsmap": rules},
+                       "added_tokens": [{"id": i, "special": True} for i in (0, 1, 2, 12, 13)]}
+                      | changes)
+
+
+def test_t5s_tokenizer_may_be_json(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(unigram_json())
+    ours = get_t5_tokenizer(tmp_path, 16)
+    write(tmp_path / "spiece.model", pieces(), {}, {2: charsmap({"é": "b"})})
+    other = get_t5_tokenizer(tmp_path, 14)
+    assert ours.n_vocab == other.n_vocab == 14
+    for text in (*texts(50), "ab é <extra_id_0> a <extra_id_1>"):
+        assert ours.encode(text) == other.encode(text)
+    assert ours.decode([3, 13, 15, 4]) == other.decode([3, 13, 15, 4]) == "<extra_id_0> a"
+
+
+@pytest.mark.parametrize("text", [
+    unigram_json(model={"type": "BPE", "unk_id": 2}), unigram_json(model={}), "[]", "{" * 99999,
+    unigram_json(normalizer={"type": "Precompiled", "precompiled_charsmap": "////////"}),
+    unigram_json(model={"type": "Unigram", "unk_id": 0, "vocab": [["a"]]}), "Entry not found"])
+def test_broken_json_is_one_line(text, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(UserError, match="not a unigram model in JSON") as e:
+        get_t5_tokenizer(tmp_path, 99)
+    assert "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize("words, size, complaint", [

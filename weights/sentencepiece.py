@@ -19,8 +19,10 @@ are not read, as no model here has either. A user's own pieces count what their 
 which beats all others; releases of the original differ in this.
 """
 
+import base64
 import codecs
 import heapq
+import json
 import math
 import re
 import struct
@@ -70,18 +72,21 @@ def fields(raw):
         yield number, value
 
 
+def read_small(path):
+    """The bytes of a file that is no larger than a tokenizer may be."""
+    with plain_errors(path):
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{path}: no tokenizer, those have less than {MAX_BYTES // 10**6} MB")
+        return path.read_bytes()
+
+
 def read_sentencepiece(path):
     """A "spiece.model" or "tokenizer.model", or the one in a folder, as a SentencePiece."""
     path = Path(path)
     if path.is_dir():
         names = [path / name for name in ("spiece.model", "tokenizer.model")]
         path = next((file for file in names if file.is_file()), names[0])
-    pieces, trainer, normalizer = [], {}, {}
-    with plain_errors(path):
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path}: no SentencePiece model, those have less than "
-                            f"{MAX_BYTES // 10**6} MB")
-        raw = path.read_bytes()
+    pieces, trainer, normalizer, raw = [], {}, {}, read_small(path)
     try:
         for number, value in fields(raw):
             if number == 1:
@@ -103,6 +108,28 @@ def read_sentencepiece(path):
                              byte_fallback=bool(trainer.get(35, False)))
     except (ValueError, TypeError, AttributeError, struct.error) as e:
         raise UserError(f"{path}: not a SentencePiece model, or a damaged one ({e}); fetch it "
+                        "again") from None
+
+
+def read_tokenizer_json(path):
+    """The same from the JSON that the library tokenizers writes, for unigram models."""
+    try:
+        content = json.loads(read_small(path))
+        model, unknown = content["model"], content["model"]["unk_id"]
+        if model["type"] != "Unigram":
+            raise ValueError(f"a {model['type']}, not a unigram model")
+        special = {token["id"] for token in content["added_tokens"] if token["special"]}
+        kinds = [UNKNOWN if i == unknown else CONTROL if i in special else NORMAL
+                 for i in range(len(model["vocab"]))]
+        pieces = [(str(piece), float(np.float32(score)), kind)
+                  for (piece, score), kind in zip(model["vocab"], kinds)]
+        steps = content["normalizer"] or {}
+        maps = [base64.b64decode(step["precompiled_charsmap"])
+                for step in steps.get("normalizers", [steps]) if step.get("type") == "Precompiled"]
+        return SentencePiece(pieces, UNIGRAM, maps[0] if maps else b"",
+                             byte_fallback=bool(model.get("byte_fallback")))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise UserError(f"{path}: not a unigram model in JSON ({type(e).__name__}: {e}); fetch it "
                         "again") from None
 
 
@@ -301,13 +328,15 @@ class T5Tokenizer:
     vocab_size: rows of the model's embedding, often more than there are tokens."""
 
     def __init__(self, pieces, vocab_size):
-        extra = min(100, vocab_size - pieces.n_vocab)
+        # tokenizer.json names them among the pieces, spiece.model does not.
+        named = {piece: i for piece, i in pieces.ids.items() if piece.startswith("<extra_id_")}
+        extra = min(0 if named else 100, vocab_size - pieces.n_vocab)
         if extra < 0 or pieces.eot_token is None:
             raise ValueError(f"{pieces.n_vocab} pieces, but the model has {vocab_size}" if extra < 0
                              else "no piece </s> for the end of a text")
         self.pieces, self.eot_token, self.n_vocab = pieces, pieces.eot_token, pieces.n_vocab + extra
         self.encode_ordinary = pieces.encode_ordinary
-        self.sentinels = {f"<extra_id_{n}>": self.n_vocab - 1 - n for n in range(extra)}
+        self.sentinels = named or {f"<extra_id_{n}>": self.n_vocab - 1 - n for n in range(extra)}
         self.names = {i: name for name, i in self.sentinels.items()}
 
     def encode(self, text):
@@ -320,25 +349,27 @@ class T5Tokenizer:
         """Ids -> the text, sentinels in it; padding behind the vocabulary is silent."""
         out, run = [], []
         for i in [*ids, None]:
-            if i is not None and i < self.pieces.n_vocab:
+            if i is None or i in self.names or i >= self.n_vocab:
+                out += [self.pieces.decode(run), self.names.get(i)]
+                run = []
+            else:
                 run.append(i)
-                continue
-            out += [self.pieces.decode(run), self.names.get(i, "")]
-            run = []
-        return " ".join(part for part in out if part)
+        return " ".join(filter(None, out))
 
 
 def get_t5_tokenizer(where=None, vocab_size=32128):
-    """The T5Tokenizer of spiece.model, a file or beside the weights in a folder. Where there is
-    none, a model with T5's vocab_size gets T5's own. UserError if nothing is found."""
+    """The T5Tokenizer of spiece.model or tokenizer.json, a file or beside the weights in a folder.
+    Where there is none, a model with T5's vocab_size gets T5's own. UserError if none is found."""
     path = Path(where) if where else None
     if path and path.is_dir():
-        path = path / "spiece.model" if (path / "spiece.model").is_file() else None
+        names = [path / name for name in ("spiece.model", "tokenizer.json")]
+        path = next((file for file in names if file.is_file()), None)
     if path is None and vocab_size != 32128:
         raise UserError(f"{where or 'this model'}: no spiece.model beside the weights, and with "
                         f"{vocab_size} tokens it is not T5's own; put it there")
     path = path or fetch("t5-base/spiece.model")
     try:
-        return T5Tokenizer(read_sentencepiece(path), vocab_size)
+        read = read_tokenizer_json if path.suffix == ".json" else read_sentencepiece
+        return T5Tokenizer(read(path), vocab_size)
     except ValueError as e:
         raise UserError(f"{path}: not this T5's tokenizer ({e})") from None

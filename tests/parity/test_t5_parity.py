@@ -144,7 +144,9 @@ def test_t5s_tokenizer_is_that_of_transformers(tmp_path):
     table = list(zip(pieces.pieces, pieces.scores))
     table += [(f"<extra_id_{n}>", 0.0) for n in range(99, -1, -1)]
     theirs, ours = T5Tokenizer(vocab=table), get_t5_tokenizer(tmp_path, pieces.n_vocab + 128)
-    assert len(theirs) == ours.n_vocab
+    theirs.save_pretrained(tmp_path / "json")
+    again = get_t5_tokenizer(tmp_path / "json", pieces.n_vocab + 128)
+    assert len(theirs) == ours.n_vocab == again.n_vocab and again.sentinels == ours.sentinels
     for text in [*SENTENCES[:9], "a <extra_id_0> red<extra_id_1> circle <extra_id_99>"]:
         text = text.replace("½ ²", "").replace("\n", " ")
-        assert ours.encode(text) == theirs(text)["input_ids"], text
+        assert ours.encode(text) == again.encode(text) == theirs(text)["input_ids"], text
