@@ -12,9 +12,9 @@
               |
           [ lm_head ] -> logits (B,T,V)        or wte transposed, where the two are tied
 
-paper: Touvron et al. 2023, "LLaMA", arXiv 2302.13971, section 2.2, names what is not GPT-2's, and
-so do RMSNorm, rotate, Attention and MLP below. Reference code: meta-llama/llama llama/model.py
-and transformers' LlamaForCausalLM.
+paper: Touvron et al. 2023, "LLaMA", arXiv 2302.13971, section 2.2 lists what is not as in GPT-2;
+here that is RMSNorm, rotate, Attention and MLP. Reference code: meta-llama/llama llama/model.py and
+transformers' LlamaForCausalLM.
 
 differs: layers have the names of gpt2.py, ln_1, attn, ln_2 and mlp, and a norm is called a norm:
 so what is written around GPT-2's layers fits around these. What is inside attn and mlp keeps the
@@ -82,7 +82,7 @@ def rotate(x, start, config):
     p * theta^(-2i/hs). A query times a key then depends on how far apart they stand, not on where.
     paper: Su et al. 2021, "RoFormer", arXiv 2104.09864, section 3.2.
     pitfall: the paper, Meta's files and GGUF take the neighbours 2i and 2i + 1 instead. With the
-    wrong one text is almost right for some ten tokens. rename_and_sort turns all into halves.
+    wrong ones a text is almost right for some ten tokens. weights/llama_layouts.py makes all alike.
     """
     i = torch.arange(0, config.head_size, 2, device=x.device)
     freq = 1 / config.rope_theta ** (i / config.head_size)  # (hs/2,)
@@ -167,8 +167,7 @@ class LLaMA(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.config = config
-        self.folder = None  # where its tokenizer is: a folder, or a GGUF file
+        self.config, self.folder = config, None  # where its tokenizer is: a folder or a GGUF file
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = RMSNorm(config)
@@ -202,7 +201,7 @@ class LLaMA(nn.Module):
         mode. UserError if a tensor is missing, unknown or of the wrong shape."""
         path = weight_file(locate(name))
         tensors, told = read_llama(path)
-        tensors = {rename(key): t for key, t in tensors.items()}
+        tensors = rename(tensors, path)
         config = infer_config(tensors, told, path)
         model = load_into(lambda: cls(config), tensors, path)
         model.folder = path if "tokenizer.ggml.tokens" in told else path.parent
@@ -217,16 +216,18 @@ RENAME = {"embed_tokens": "wte", "input_layernorm": "ln_1", "self_attn": "attn",
 LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
-def rename(key):
-    return ".".join(RENAME.get(word, word) for word in key.split("."))
+def rename(theirs, path):
+    ours = {".".join(RENAME.get(w, w) for w in key.split(".")): t for key, t in theirs.items()}
+    if len(ours) < len(theirs):
+        raise UserError(f"{path}: a tensor is there twice, under two names")
+    return ours
 
 
 def infer_config(tensors, told, path):
-    """The config, from shapes where there are some, else as config.json tells. Takes out of tensors
-    what is no parameter: a copy of a tied head, and a GGUF file's divisors of frequencies."""
+    """The config, from shapes where there are some, else as config.json tells. Takes the copy of a
+    tied head out of tensors."""
     def number(name, default=None, whole=True, where=told):
-        value = where.get(name)
-        value = default if value is None else value
+        value = default if where.get(name) is None else where[name]
         if type(value) not in (int, float) or not 0 < value < 2**40 or whole and value % 1:
             raise UserError(f"{path}: {name} is {value!r} in the config, which cannot be")
         return int(value) if whole else value
@@ -240,8 +241,8 @@ def infer_config(tensors, told, path):
     L, nh = number("num_hidden_layers"), number("num_attention_heads")
     kv, hs = number("num_key_value_heads", nh), number("head_dim", max(1, Q // nh))
     if L != there or nh * hs != Q or hs % 2 or nh % kv:
-        raise UserError(f"{path}: {there} layers and {Q} numbers a query are in it, the config says "
-                        f"{L} layers, {nh} heads ({kv} of keys) of size {hs}")
+        raise UserError(f"{path}: {there} layers and {Q} numbers a query are there, the config "
+                        f"says {L} layers, {nh} heads ({kv} of keys) of size {hs}")
     # Version 5 of transformers writes one table with rope_theta in it, 4 wrote two things.
     rope = told.get("rope_parameters") or told.get("rope_scaling") or {}
     rope = rope if isinstance(rope, dict) else {"rope_type": rope}
@@ -249,11 +250,11 @@ def infer_config(tensors, told, path):
     if kind not in ("default", "llama3"):
         raise UserError(f"{path}: rotary positions scaled by {kind!r}, only 'llama3' is known here")
     theta = number("rope_theta", number("rope_theta", 1e4, False), False, rope)
-    divisors = tensors.pop("rope_freqs.weight", torch.ones(0)).flatten().tolist()
+    divisors = told["rope_divisors"]  # of a GGUF file, which holds them ready
     if kind == "llama3":
         divisors = llama3_divisors(theta, hs, *(number(n, None, False, rope) for n in LLAMA3))
     if len(divisors) not in (0, hs // 2) or not all(d > 0 for d in divisors):
-        raise UserError(f"{path}: rope_freqs.weight must be {hs // 2} positive numbers")
+        raise UserError(f"{path}: rope_freqs must be {hs // 2} positive numbers")
     tied = bool(told.get("tie_word_embeddings"))
     if tied and not torch.equal(tensors.pop("lm_head.weight", tensors["wte.weight"]),
                                 tensors["wte.weight"]):
@@ -267,8 +268,8 @@ def infer_config(tensors, told, path):
 def llama3_divisors(theta, hs, factor, low, high, original):
     """Llama 3.1 reads texts longer than those of its training (original tokens): a wave that fits
     more than `high` times into them stays, one that fits less than `low` times becomes factor times
-    as long, between the two it is mixed. -> hs/2 numbers to divide the frequencies by.
-    Source: transformers modeling_rope_utils.py; Meta's apply_scaling."""
+    as long, between the two it is mixed. -> hs/2 numbers to divide the frequencies by. Source:
+    apply_scaling in meta-llama/llama-models."""
     divisors = []
     for i in range(0, hs, 2):
         wave = 2 * math.pi * theta ** (i / hs)  # tokens for a full turn

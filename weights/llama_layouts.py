@@ -50,7 +50,8 @@ KNOWN = {"model_type": ("llama",), "hidden_act": ("silu",), "attention_bias": (F
 
 def read_llama(path):
     """The tensors of a file under transformers' names, without "model." in front, and its config as
-    config.json would have it. UserError for what is no LLaMA, or told nowhere."""
+    config.json would have it; and rope_divisors, by which a GGUF file scales frequencies, else [].
+    UserError for what is no LLaMA, or told nowhere."""
     theirs = read(path)
     if sniff(path) == "gguf":
         layout, config = 2, told_by_gguf(path)
@@ -72,7 +73,9 @@ def read_llama(path):
         told = {row[0]: config[row[layout]] for row in FIELDS if row[layout] in config}
         config = {**config, **told, "tie_word_embeddings": "lm_head.weight" not in tensors}
         sort_halves(tensors, config)
-    return tensors, config
+    divisors = tensors.pop("rope_freqs.weight", None) if layout == 2 else None
+    return tensors, {**config, "rope_divisors": [] if divisors is None else
+                     divisors.flatten().tolist()}
 
 
 def rename(key):
