@@ -172,7 +172,9 @@ GOOD = message(pieces(), {3: UNIGRAM}, {2: charsmap({"é": "b"})})
     (message(pieces() + [("a", 0.0, NORMAL)]), "twice"), (message(pieces({"": 1})), "empty"),
     (message(pieces({"a": float("nan")})), "strange score"),
     (message(pieces(WORDS, ("z", 0.0, 9))), "kind"), (message(SPECIAL[:2]), "no pieces"),
-    (message(pieces(), {35: 1}), "256 bytes"), (message(pieces(), {}, {2: b"\xff" * 9}), "map of"),
+    (message(pieces(), {35: 1}), "256 bytes"), (message(SPECIAL + [("z", 0.0, BYTE)]), "no pieces"),
+    (message([*pieces(), ("zz", 0.0, BYTE)]), "byte that"),
+    (message(pieces(), {}, {2: b"\xff" * 9}), "map of"),
     (message(pieces(), {}, {2: 10**15}), "SentencePiece"),
     (field(1, field(1, b"\xff")), "SentencePiece")])
 def test_what_is_no_sentencepiece_model_is_one_line(raw, complaint, tmp_path):
@@ -237,6 +239,7 @@ def test_t5s_tokenizer_may_be_json(tmp_path):
 
 
 @pytest.mark.parametrize("text", [
+    unigram_json(model={"type": "Unigram", "unk_id": 0, "vocab": [["a", 0], ["\ud800", 0]]}),
     unigram_json(model={"type": "BPE", "unk_id": 2}), unigram_json(model={}), "[]", "{" * 99999,
     unigram_json(normalizer={"type": "Precompiled", "precompiled_charsmap": "////////"}),
     unigram_json(model={"type": "Unigram", "unk_id": 0, "vocab": [["a"]]}), "Entry not found"])

@@ -37,7 +37,8 @@ from weights.public import fetch
 SPACE = "▁"
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)  # what a piece may be
 UNIGRAM, BPE = 1, 2
-MAX_BYTES, MAX_PIECES = 64_000_000, 1_000_000  # mT5's, one of the largest, has 4.3 MB and 250,100
+# mT5's, one of the largest, has 250,100 pieces and 4.3 MB, as JSON 16.
+MAX_BYTES, MAX_PIECES = 32_000_000, 1_000_000
 
 
 # ---------------------------------------------------------------------------- the file
@@ -167,7 +168,8 @@ class Charsmap:
                 at = self.children(at)
             if ends and at < len(units):  # an entry: the unit there says where its word begins
                 start = units[at] & 0x7FFFFFFF
-                found = self.words[start:].partition(b"\0")[0].decode("utf-8", "replace"), n + 1 - i
+                word = self.words[start:start + 200].partition(b"\0")[0]  # the longest has 33 bytes
+                found = word.decode("utf-8", "replace"), n + 1 - i
         return found
 
 
@@ -187,6 +189,9 @@ class SentencePiece:
         if len(set(self.pieces)) < len(pieces) or "" in self.pieces or not all(
                 math.isfinite(score) and k in range(1, 7) for _, score, k in pieces):
             raise ValueError("a piece is empty, occurs twice, or has a strange score or kind")
+        "".join(self.pieces).encode()  # a ValueError for half a surrogate pair
+        if not all(re.fullmatch("<0x[0-9A-F]{2}>", p) for p, _, k in pieces if k == BYTE):
+            raise ValueError("a piece for a byte that is called otherwise than <0x..>")
         if self.kinds.count(UNKNOWN) != 1 or NORMAL not in self.kinds:
             raise ValueError("no pieces, or not one for all that is unknown")
         self.kind, self.charsmap, self.byte_fallback = kind, Charsmap(charsmap), byte_fallback

@@ -30,8 +30,7 @@ CHINESE = re.compile("[\u4e00-\u9fff\u3400-\u4dbf\U00020000-\U0002a6df\U0002a700
 
 def is_mark(c):
     """Punctuation, each a word of its own. pitfall: $ + < = > ^ ` | ~ count, € and ÷ do not."""
-    return c.isascii() and c.isprintable() and not c.isalnum() and c != " " or \
-        unicodedata.category(c)[0] == "P"
+    return "!" <= c <= "~" and not c.isalnum() or unicodedata.category(c)[0] == "P"
 
 
 class WordPiece:
