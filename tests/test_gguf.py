@@ -154,7 +154,8 @@ SP = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": PIECES,
 
 
 @pytest.mark.parametrize("text, tokens", [
-    (" red", ["Ġred"]), ("22  3", ["2", "2", "ĠĠ", "3"]), ("!\x04!", ["!!"]), (" \x04\x14!!", ["Ġ!!"]),
+    (" red", ["Ġred"]), ("22  3", ["2", "2", "ĠĠ", "3"]),
+    ("!\x04!", ["!!"]), (" \x04\x14!!", ["Ġ!!"]),
     ("re\x14d", ["re", "d"]), ("\x04", []), ("<|endoftext|>!!", [*"<|endoftext|>", "!!"])])
 def test_bytes_without_a_token_vanish_and_marks_beside_them_meet(text, tokens, tmp_path):
     """As in Hugging Face's library; letters beside such a byte were cut apart before. The pattern
