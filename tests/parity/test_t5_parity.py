@@ -1,11 +1,14 @@
 """Our T5 beside transformers' with random weights, and our SentencePiece beside the original.
 
-    pip install --no-deps sentencepiece   # the original; models are trained here, in a second
+    pip install --no-deps sentencepiece    # the original; models are trained here, in a second
+    pip install --no-deps mistral-common   # holds a published one, of LLaMA's kind
 """
 
 import io
 import json
 import random
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -135,6 +138,19 @@ def test_ids_become_the_same_text(how, tmp_path):
     for _ in range(1000):
         ids = [rng.choice(seen) for _ in range(rng.randint(0, 12))]
         assert ours.decode(ids) == theirs.decode(ids), ids
+
+
+def test_a_published_model_of_llamas_kind_gives_the_same_ids_and_texts():
+    """BPE of 32,000 pieces with bytes, from the first Mistral."""
+    original, spec = pytest.importorskip("sentencepiece"), find_spec("mistral_common")
+    if spec is None:  # found, not imported: its data count
+        pytest.skip("no published SentencePiece here: pip install --no-deps mistral-common")
+    path = Path(spec.submodule_search_locations[0]) / "data" / "tokenizer.model.v1"
+    theirs, ours = original.SentencePieceProcessor(model_file=str(path)), read_sentencepiece(path)
+    assert ours.n_vocab == 32000 and ours.byte_fallback
+    for text in [*AWKWARD, *MORE, *strings(2500, 7)]:
+        ids = theirs.encode(text)
+        assert ours.encode_ordinary(text) == ids and ours.decode(ids) == theirs.decode(ids), text
 
 
 def test_t5s_tokenizer_is_that_of_transformers(tmp_path):
