@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from lib.cli import UserError
-from lib.pictures import to_rgb
+from lib.images import to_rgb
 from weights.public import locate
 from weights.reading import head_count, load_into, metadata, read, read_config
 

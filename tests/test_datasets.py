@@ -30,7 +30,7 @@ from clip_vit import preprocess
 from data import common, tasks
 from data.folder import prepare as folder
 from lib.cli import UserError
-from lib.pictures import open_image
+from lib.images import open_image
 
 coco, flickr30k, nocaps, visual_genome, vqa2, gqa, snli_ve, scienceqa, refcoco = (
     importlib.import_module(f"data.{name}.prepare") for name in MAKERS)

@@ -38,7 +38,7 @@ from data.archives import fetch_zip
 from data.common import assert_sizes, clean, keep_usable, published_form, write_answers, write_items
 from data.vqa2.answers import normalise_answer
 from lib.cli import opt, parse, run
-from lib.files import read_json
+from lib.files import read_json, user_path
 
 SITE = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa/"
 COCO = "http://images.cocodataset.org/zips/"
@@ -119,9 +119,9 @@ def add_answers(items, answers, known, normalise):
 
 
 def main(config):
-    folder = Path(config.folder or HERE).expanduser()
-    images = Path(config.images or HERE.parent / "coco").expanduser()
-    out = Path(config.out or HERE).expanduser()
+    folder = user_path(config.folder or HERE)
+    images = user_path(config.images or HERE.parent / "coco")
+    out = user_path(config.out or HERE)
     if config.download:
         for name, file in ZIPS.items():
             if not (folder / name).exists():
