@@ -191,7 +191,7 @@ def trained(questions, tmp_path_factory):
 def test_a_method_of_ones_own_that_chooses_is_trained_and_asked_like_dvp(
         questions, tmp_path, monkeypatch):
     (tmp_path / "mychooser.py").write_text("from test_model import Chooser as Method\n")
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
     fit(questions, tmp_path / "run", "--method", "mychooser")
     line = next(x for x in read_log(tmp_path / "run" / "log.jsonl") if "accuracy" in x)
     assert line["val_loss"] != line["blind_loss"]  # that of exchanged images

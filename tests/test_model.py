@@ -230,7 +230,7 @@ def test_a_method_of_ones_own_is_found_by_its_file_name_or_refused_in_a_line(
         name, text, says, tmp_path, monkeypatch):
     if text is not None:
         (tmp_path / f"{name}.py").write_text(text)
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
     read = lambda: read_command(train.Config, RECIPES, PRESETS,
                                 argv=["--method", name, "--out", str(tmp_path / "run")])
     if says is None:

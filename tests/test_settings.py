@@ -34,7 +34,7 @@ def empty_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("words, says", [
     ("train.py --step 3", "there is no --step; did you mean --steps?"),
-    ("train.py --out README.md/x", "README.md is not a folder that can be written to"),
+    ("train.py --out README.md/x", "README.md/x: cannot be written (Not a directory)"),
     ("train.py --dataset cocoo", "did you mean coco?"), ("-m evaluate --batch many", "--batch")])
 def test_a_mistake_ends_in_one_line(words, says):
     done = subprocess.run([sys.executable, *words.split()], cwd=ROOT, stderr=subprocess.PIPE)
@@ -77,6 +77,7 @@ def test_no_run_overwrites_another(tmp_path):
         config = command()[0]
         assert config.out == str(Path(f"out/shapes-ituning{n}"))
         Path(config.out).mkdir(parents=True)
+        (Path(config.out) / "log.jsonl").touch()
     (tmp_path / "resume.pt").touch()
     with pytest.raises(UserError, match="already holds a run: add --resume"):
         command("--out", tmp_path)
