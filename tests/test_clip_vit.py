@@ -130,7 +130,7 @@ VISION = CONFIG["vision_config"]
 
 
 @pytest.mark.parametrize("tensors, config, complaint", [
-    ({QUERY: torch.zeros(8, 32)}, {}, r"these three must have one shape: .*q_proj.*\(8, 32\)"),
+    ({QUERY: torch.zeros(8, 32)}, {}, r"these 3 must have one shape: .*q_proj.*\(8, 32\)"),
     ({"vision_model.encoder.layers.0.layer_norm3.weight": torch.zeros(3)}, {},
      "resblocks.0.layer_norm3.weight is unknown"),
     ({"vision_model.head.weight": torch.zeros(3)}, {}, "vision_model.head.weight is not part of"),

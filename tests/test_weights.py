@@ -346,7 +346,7 @@ SCRIPTS = {
     # classes on no list: torch's own code is not safer than anybody's
     "torch's function": (archive(module_pickle(dtype="load"), data__0=FOUR), "torch.load"),
     "another module": (archive(b"c__torch__x\nNet\n)\x81."), "__torch__x.Net"),
-    "a plain dictionary": (archive(pickle.dumps({}, protocol=2)), "'dict' object"),
+    "a plain dictionary": (archive(pickle.dumps({}, protocol=2)), "holds a dict"),
     "a pickle cut off": (archive(module_pickle()[:60], data__0=FOUR), "damaged"),
     "an empty pickle": (archive(b""), "damaged"),
 }
