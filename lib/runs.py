@@ -34,7 +34,7 @@ def new_folder(dataset, method):
     """A new out/DATASET-METHOD, -2, -3, ...: no run overwrites another."""
     base = Path("out") / f"{Path(dataset).name}-{method}"
     out, n = base, 2
-    while out.exists() and not (out.is_dir() and {p.name for p in out.iterdir()} <= {"lock"}):
+    while out.exists() and [p.name for p in out.glob("*")] != ["lock"]:  # an end before any work
         out, n = base.with_name(f"{base.name}-{n}"), n + 1
     return out
 

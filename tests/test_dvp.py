@@ -287,7 +287,7 @@ def test_what_a_model_has_not_learnt_is_not_asked_of_it(rewrite, trained, change
 @pytest.mark.parametrize("words, says", [
     ("--search --method ituning", "use --method dvp"),
     ("--search --method dvp --visual all", "one prompt token"),
-    ("--search --method dvp --batch 60", "images enough"),
+    ("--search --method dvp --search_epochs 0.01", "images enough"),
     ("--search --init_from {trained}", "without"), ("--search --method dvp --insert_layer 1", "without"),
     ("--method dvp --insert_layer 9", "layers 0 to 3"), ("--method dvp --insert_layer -1", "-1"),
     ("--method dvp --readout head --answers x", "two answers or more"),
