@@ -297,8 +297,11 @@ def open_archive(f):
         raise ValueError("numbers in it are compressed, which torch never does")
     if sum(info.file_size for info in ours) > room:
         raise ValueError("it would unpack to more than its own size")
-    program = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-    return archive, program.removesuffix("data.pkl"), room
+    names = archive.namelist()
+    root = next(name for name in names if name.endswith("/data.pkl")).removesuffix("data.pkl")
+    if f"{root}byteorder" in names:
+        check_order(archive.read(f"{root}byteorder").decode())
+    return archive, root, room
 
 
 def storages_of(archive, root, storages):
@@ -335,8 +338,6 @@ def read_torch(path):
             f.seek(0)
             return read_old(f, path)
         archive, root, room = open_archive(f)
-        if f"{root}byteorder" in archive.namelist():
-            check_order(archive.read(f"{root}byteorder").decode())
         views = check_state(interpret(BytesIO(archive.read(f"{root}data.pkl"))), path)
         return fill(views, storages_of(archive, root, check_views(views, room)))
 
