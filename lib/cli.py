@@ -173,7 +173,7 @@ def parse(*configs, argv=None, defaults=None, peek=False):
 
 def note(text, end="\n"):
     """Says something on stderr: stdout is for results alone."""
-    print(text, end=end, file=sys.stderr, flush=True)
+    print(printable(text), end=end, file=sys.stderr, flush=True)
 
 
 def clock(seconds):

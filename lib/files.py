@@ -196,6 +196,8 @@ def find_images(names):
         raise UserError("which picture? python sample.py photo.jpg (--help lists all flags)")
     found = []
     for name in names:
+        if "://" in name:
+            raise UserError(f"{name}: a web address; save the picture and name its file")
         if os.path.isdir(name):  # a dot in front: another program's thumbnail or note
             with plain_errors(name):
                 found += sorted(str(p) for p in Path(name).iterdir()

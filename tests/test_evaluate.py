@@ -246,7 +246,7 @@ def checkpoint(run, seed=0, scale=1, data="mine"):
                       "dataset": str(data), "train_lm": False, "train_vision": False,
                       **{name: {"name": places[name], "sha256": fingerprint(frozen)}
                          for name, frozen in (("lm", lm), ("clip", vit))}}
-    model.save(run / "best.safetensors")
+    model.save(run / "best.safetensors", step=3)
     return run
 
 
@@ -415,7 +415,9 @@ def test_a_malformed_results_file_is_one_line(text, words, tmp_path):
     ("--ckpt nowhere", "no checkpoint"), ("--ckpt a --captions b", "not both"),
     ("--captions none.json --dataset .", "no such file"),
     ("--captions c.json --dataset . --split val", "there are: test, train"),
-    ("--captions c.json --dataset nothing", "neither a dataset nor a folder")])
+    ("--captions c.json --dataset nothing", "neither a dataset nor a folder"),
+    ("--json test.jsonl/a.json", "a.json: cannot be written"),
+    ("--sheet test.jsonl/a.png", "a.png: cannot be written"), ("--beam 1000", "at most 100")])
 def test_a_wrong_switch_is_answered_before_any_work(flags, words, tmp_path, monkeypatch):
     dataset(tmp_path, 2)
     monkeypatch.chdir(tmp_path)
@@ -441,7 +443,7 @@ def test_a_missing_image_is_found_before_any_caption_and_a_broken_one_is_named(
     ('"id": 1, "expression": "the cat"', "referring expressions"),
     ('"id": "0", "captions": ["a"]', "the same id")])
 def test_mixed_tasks_no_captions_and_equal_ids_cannot_be_scored(more, words, tmp_path):
-    first = '{"id": 0, "image": "a.png", "captions": ["a"]}\n'
+    first = '{"id": 0, "image": "a.png", "captions": ["a"]}\n' * ("expression" not in more)
     (tmp_path / "test.jsonl").write_text(first + '{"image": "a.png", %s}' % more)
     with pytest.raises(UserError, match=words):
         evaluate.load_items(tmp_path, "test")

@@ -309,7 +309,7 @@ def test_the_readme_s_method_is_a_file_of_40_lines_with_flags_of_its_own(mymetho
 def test_one_command_finds_what_is_wrong_with_a_method_of_one_s_own(mymethod, tmp_path):
     """One that stores GPT-2, which would be saved with it, and that reads future tokens."""
     text = mymethod.read_text("utf-8").replace("__init__()", "__init__(); self.lm = lm")
-    text = text.replace("x, ctx, state):", "x, ctx, state):\n        x = x + x.mean(1, keepdim=True)")
+    text = text.replace("x, ctx, state):", "x, ctx, state):\n        x = x + x.mean(1)[:, None]")
     (tmp_path / "mine.py").write_text(text, "utf-8")
     done = subprocess.run([sys.executable, "-m", "pytest", "-q", ROOT / "tests/test_methods.py",
                            "--method", "mine"], cwd=tmp_path, capture_output=True, text=True)

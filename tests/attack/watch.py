@@ -79,6 +79,8 @@ def run_case(case, number, seed):
             signal.setitimer(signal.ITIMER_REAL, 0)
     except UserError as e:
         result, detail = "refused" if is_clear(str(e)) else "unclear", f"{str(e)[:300]!r}"
+        if label == "?":  # raised while the case was made
+            result = "traceback"
     except TooLong as e:
         result, detail = "slow", place(e)
     except BaseException as e:
