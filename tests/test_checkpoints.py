@@ -10,8 +10,8 @@ from weights.checkpoints import begin_with, checkpoint_file, no_larger_than, rea
 from weights.safetensors import write
 
 FROZEN = {"name": "tiny", "sha256": "5d"}
-NOTE = {"method": "ituning", "config": {"heads": 4}, "lm": FROZEN, "clip": FROZEN, "task": "captions",
-        "train_lm": False, "train_vision": False, "dataset": "shapes"}
+NOTE = {"method": "ituning", "config": {"heads": 4}, "lm": FROZEN, "clip": FROZEN,
+        "train_lm": False, "train_vision": False, "dataset": "shapes", "task": "captions"}
 
 
 def checkpoint(folder, note, **tensors):

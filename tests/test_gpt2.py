@@ -133,7 +133,8 @@ CROSS = "transformer.h.0.crossattention.q_attn.weight"
     ({}, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
     ({}, {"n_head": 5}, "width 24 cannot be split into 5 heads"),
     ({}, {"n_head": 0}, "cannot be split into 0 heads"),  # 24 is less than one head of 64
-    ({}, '{"a":' * 99_999, "config.json"), ({}, "", "config.json"), ({}, "Entry not found", "config.json"), ({}, [1, 2], "config.json")])
+    ({}, '{"a":' * 99_999, "config.json"),
+    ({}, "", "config.json"), ({}, "Entry not found", "config.json"), ({}, [1, 2], "config.json")])
 def test_what_is_no_gpt2_is_refused(tensors, config, complaint, tmp_path):
     config = {**CONFIG, **config} if isinstance(config, dict) else config
     write_config(tmp_path, config)

@@ -116,7 +116,7 @@ def test_a_vocabulary_may_hold_the_word_model(tmp_path):
     ({"vocab.json": '{"a":' * 99_999}, "not a GPT-2 tokenizer file"),
     ({"vocab.json": VOCAB | {"Ġthe": float("inf")}}, "not a GPT-2 tokenizer file"),
     ({"vocab.json": VOCAB | {EOT: 2**40}}, "without a gap"),
-    ({"vocab.json": json.dumps(VOCAB | {"\ud800": len(VOCAB)}), "merges.txt": MERGES}, "not a GPT-2"),
+    ({"vocab.json": json.dumps(VOCAB | {"\ud800": 512}), "merges.txt": MERGES}, "not a GPT-2"),
     (tokenizer_json([5]), "not a GPT-2 tokenizer file"),
     ({"tokenizer.json": {"model": {"type": "WordPiece", "vocab": {"a": 0}}}}, "not a GPT-2 token"),
 ])
@@ -215,7 +215,7 @@ def test_merges_are_read_from_a_file_or_openais_packed_list(encode, tmp_path):
     ("merges.txt", b"\xff\xfe\x00", "not a list of CLIP's merges"),
     ("merges.txt.gz", b"PK\x03\x04", "Not a gzipped file"),
     ("merges.txt.gz", gzip.compress(b"a b\n" * 99)[:-9], "not a list of CLIP's merges"),
-    ("merges.txt.gz", gzip.compress(b"a b\n" * 6_000_000, 1), "unpacks to 20,000,000 bytes or more"),
+    ("merges.txt.gz", gzip.compress(b"a b\n" * 6_000_000, 1), "unpacks to 20,000,000 bytes"),
     ("another.txt", b"", "merges.txt: No such file"),
 ])
 def test_a_broken_or_missing_list_of_merges_is_refused(name, content, complaint, tmp_path):

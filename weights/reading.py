@@ -177,7 +177,7 @@ def head_count(told, width, path):
     sizes, where a head is 64 wide."""
     told = width // 64 if told is None else told
     heads = int(told) if re.fullmatch("[0-9]{1,9}", str(told)) else 0
-    if heads < 1 or width % heads:
+    if not 1 <= heads <= width or width % heads:
         raise UserError(f"{path}: width {width} cannot be split into {told} heads")
     return heads
 
