@@ -30,9 +30,9 @@ TEXTS = (
     "", " ", "\udcff\udcfe", "x" * 300, "x" * 5000, "a\nb", "\x1b[31m", "\u00e9\U0001f600",
     "two words.png", *". .. x no/such/place /proc/x fifo full ~nobody/x gpt2 ViT-B/32 {} %s - -- "
     "a.png a.json b.PNG cpu cpu:x cuda:9 meta mps none ituning ituning.py dvp prefix os "
-    "json.decoder a.b .x train mine broken coco vqa2 val novel ../train red all 16 http://127.0.0.1:1/x "
-    "tiny-gpt2 tiny-clip out/run out/run/best.safetensors captions refer star.png boxes.json "
-    "results.json".split())
+    "json.decoder a.b .x train mine broken coco vqa2 val novel ../train red all 16 "
+    "http://127.0.0.1:1/x tiny-gpt2 tiny-clip out/run out/run/best.safetensors "
+    "captions refer star.png boxes.json results.json".split())
 WORDS = (*"--nope --lrr=3 -x -- - --steps --help --no-steps --RESUME --out= @x --= --no- shapes "
          "--learning_rate=3".split(), "\udcff", "\x1b]0;x\x07")
 OWN = ("from model import Method as Base\nclass Method(Base):\n    needs_image = False\n"
