@@ -12,6 +12,10 @@ if sys.version_info < (3, 10):
 if missing := [name for name in ("torch", "numpy", "PIL") if not importlib.util.find_spec(name)]:
     sys.exit(f"error: {', '.join(missing)} not found: pip install -r requirements.txt")
 
+# Ctrl-C while torch is loaded, which takes seconds: Python ends as ever, but shows no traceback.
+sys.excepthook = lambda kind, error, trace, before=sys.excepthook: (
+    None if kind is KeyboardInterrupt else before(kind, error, trace))
+
 # pitfall: a thread of torch that waits for another one spins, by libgomp's default for
 # milliseconds. Where another program keeps a core busy, the one waited for does not run meanwhile:
 # training took several times as long. Spinning shortly and then sleeping costs nothing measurable.

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-FEW = {"commands": 60}  # kind: how many cases
+FEW = {"commands": 30, "kills": 2, "pairs": 1}  # kind: how many cases
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="watches processes by fork and /proc")
 

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +26,7 @@ from data.common import write_meta, write_split
 from data.shapes import world
 from gpt2 import GPT2
 from lib.cli import UserError
-from lib.devices import pick_device
+from lib.devices import Processes, pick_device
 from lib.optim import make_optimizer, schedule
 from lib.runs import load_resume, put_back, read_log, save_resume, writing_alone
 from weights.checkpoints import restore
@@ -279,6 +280,14 @@ def test_sigterm_to_the_process_group_saves_although_workers_read_the_images(dat
     assert load_resume(tmp_path)["step"] >= 2
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals")
+def test_ctrl_c_while_torch_is_loaded_shows_no_traceback(tmp_path):
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)")
+    done = subprocess.run([sys.executable, "train.py"], cwd=ROOT, stderr=subprocess.PIPE,
+                          env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert done.returncode == -signal.SIGINT and not done.stderr
+
+
 def test_two_processes_have_the_loss_curve_of_one(dataset, unbroken, tmp_path):
     words = "-m torch.distributed.run --standalone --nproc_per_node=2 train.py".split()
     done = subprocess.run([sys.executable, *words, *flags(dataset, tmp_path)], cwd=ROOT, text=True,
@@ -414,6 +423,32 @@ def test_a_device_has_a_number_that_is_there(name, there, monkeypatch):
     else:
         with pytest.raises(UserError, match=f"--device {name}: not available here; cuda"):
             pick_device(name)
+
+
+@pytest.mark.parametrize("environment, says", [
+    ({"RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}, "process 1 of 2 did not meet"),
+    ({"RANK": "0"}, "MASTER_ADDR"), ({"RANK": "0", "MASTER_ADDR": "127.0.0.1"}, "MASTER_PORT")])
+def test_a_process_does_not_wait_for_ever_for_the_others(environment, says, monkeypatch):
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"WORLD_SIZE": "2", **environment}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(Processes, "MEET", timedelta(seconds=1))
+    with pytest.raises(UserError, match=says) as e:
+        Processes("cpu")
+    assert "\n" not in str(e.value)
+
+
+def test_a_process_that_has_lost_the_others_says_so(monkeypatch):
+    def all_reduce(x):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer\nin C++")
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    alone = Processes("cpu")
+    alone.size = 2
+    for lost in (alone.barrier, lambda: alone.sum_gradients([torch.nn.Parameter(torch.ones(1))])):
+        with pytest.raises(UserError, match="^process 0 lost the others[^\n]*$"):
+            lost()
 
 
 @pytest.mark.parametrize("part, gives, says", [
