@@ -29,9 +29,10 @@ def cached_features(vit, items, folder, split, device, batch=64):
     hint = "--no-cache does without this file"
     sha = hashlib.sha256(f"{fingerprint(vit)} crop {vit.image_size}".encode())
     for item in items:
-        info = os.stat(item["image"]) if Path(item["image"]).exists() else None
-        # pitfall: on Linux a name may hold bytes that are no UTF-8; fsencode gives them back.
-        sha.update(os.fsencode(f"{item['image']} {info and (info.st_size, info.st_mtime_ns)}"))
+        info = os.stat(item["image"]) if os.path.exists(item["image"]) else None
+        text = f"{item['image']} {info and (info.st_size, info.st_mtime_ns)}"
+        # pitfall: on Linux a name may hold bytes that are no UTF-8; Python has surrogates for them.
+        sha.update(text.encode("utf-8", "surrogatepass"))
     path = Path(folder) / f"features-{split}-{sha.hexdigest()[:16]}.npy"
     if not path.exists():
         shape = len(items), 1 + (vit.image_size // vit.patch) ** 2, vit.width

@@ -66,6 +66,24 @@ def test_a_text_that_leaves_too_few_positions_is_named(text, free):
         check_context(model, ["", text], free)
 
 
+def test_texts_that_are_too_long_are_left_out_and_counted(capsys):
+    """And what is left keeps the features of its own image."""
+    entries = [{"image": f"{i}.png", "texts": [(f"{'long ' * n}?", {"yes": 1}) for n in lengths]}
+               for i, lengths in enumerate([(90,), (1, 90), (2,), (3, 90)])]
+    feats = np.arange(4).reshape(-1, 1, 1)
+    data = Batches(entries, ENC, Config(batch=3, rows=2), 64, feats, n_positions=128)
+    assert [len(entry["texts"]) for entry in data.entries] == [1, 1, 1]
+    assert capsys.readouterr().err == ("left out: 3 of 6 texts, which are longer than 88 tokens\n")
+    assert sorted(images_of(data[0])) == [1, 2, 3]
+    asked = {int(i): ENC.decode(row.tolist()).count("long")
+             for i, row in zip(data[0][0].images, data[0][0].idx[::2])}
+    assert asked == {1: 1, 2: 2, 3: 3}
+    with pytest.raises(UserError, match="no text leaves 40 positions.*lower --max_tokens"):
+        Batches(entries, ENC, Config(), 64, feats, n_positions=30)
+    assert len(Batches(entries, ENC, Config(), 64, feats, answers=["yes"],
+                       n_positions=999).entries) == 4
+
+
 # ---------------------------------------------------------------------------- batches
 
 def batches(n=18, **settings):
@@ -112,6 +130,13 @@ def test_texts_without_an_image_are_a_micro_batch_of_their_own():
     seeing, blind = data[0]
     assert sorted(images_of([seeing])) == [0, 1, 2, 3] and blind.images is None
     assert len(blind.idx) == 2 * 3
+
+
+def test_an_image_that_cannot_be_read_comes_as_a_line_that_names_it_and_the_way_out(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    data = Batches([{"image": tmp_path / "a.png", "texts": [caption("a")]}], ENC, Config(), 64)
+    assert f"{tmp_path / 'a.png'}: not a readable image" in data[0]
+    assert "sound file in its place and --resume" in data[0] and "--check" in data[0]
 
 
 def test_of_a_dataset_some_validation_items_of_both_kinds_are_kept(tmp_path):

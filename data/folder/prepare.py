@@ -149,14 +149,14 @@ def split(items, shares):
 
 
 def refuse_foreign(out):
-    """UserError if out holds splits that were not written by this script: they would be lost."""
+    """UserError if out holds files that were not written by this script: they would be lost."""
     try:
         with open_file(out / "meta.json") as f:
             ours = json.loads(f.read())["source"] == MADE_BY
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         ours = False
-    for path in (out / f"{name}.jsonl" for name in ("train", "val", "test")):
-        if path.exists() and not ours:
+    for name in ("train.jsonl", "val.jsonl", "test.jsonl", "meta.json"):
+        if os.path.lexists(path := out / name) and not ours:
             raise UserError(f"{path}: not written by this script, and would be overwritten; move "
                             "it away, or choose another folder with --out")
 
