@@ -167,6 +167,9 @@ def parse(*configs, argv=None, defaults=None, peek=False):
         for f in dataclasses.fields(config):
             add_flag(parser, f, kinds[f.name], (defaults or {}).get(f.name, default_of(f)))
     values = vars(parser.parse_known_args(argv)[0] if peek else parser.parse_args(argv))
+    for f in (f for config in configs for f in dataclasses.fields(config)):
+        if values[f.name] == [] != default_of(f):  # what argparse makes of --lm=--
+            parser.error(f"argument --{f.name}: expected a value")
     return [config(**{f.name: values[f.name] for f in dataclasses.fields(config)})
             for config in configs]
 

@@ -25,7 +25,7 @@ from tests.attack.watch import ROOT, is_clear
 CASES = 1000
 NUMBERS = (*"-1 0 1 2 3 nan inf -inf x 1.5 1e3 1_0 0x10".split(), "", " 5", "1e-320", "1e308",
            "-1e-9", "-1000", "1000", "9" * 20, "4294967296", "\u0663", "9" * 5000, "-" + "9" * 30)
-LONG = "steps epochs search_epochs seeds threads images search".split()  # large: takes only long
+LONG = "steps epochs search_epochs seeds threads images search compile".split()  # take only long
 TEXTS = (
     "", " ", "\udcff\udcfe", "x" * 300, "x" * 5000, "a\nb", "\x1b[31m", "\u00e9\U0001f600",
     "two words.png", *". .. x no/such/place /proc/x fifo full ~nobody/x gpt2 ViT-B/32 {} %s - -- "
