@@ -6,7 +6,7 @@ import sys
 import pytest
 
 FEW = {"commands": 30, "kills": 2, "pairs": 1,
-       "images": 40, "records": 60, "archives": 25, "downloads": 20}  # kind: how many cases
+       "images": 22, "records": 60, "archives": 25, "downloads": 20}  # kind: how many cases
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="watches processes by fork and /proc")
 
