@@ -252,11 +252,12 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, kind):
     complaint(read, tmp_path if "folder" in kind else path)
 
 
-def test_a_file_that_fits_no_memory_is_not_called_damaged(tmp_path, monkeypatch):
+@pytest.mark.parametrize("save", [write, lambda path, x: torch.save(x, path)], ids=["st", "bin"])
+def test_a_file_that_fits_no_memory_is_not_called_damaged(tmp_path, monkeypatch, save):
     def no_memory(*args, **kw):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")  # torch's MemoryError
 
-    (tmp_path / "x").write_bytes(packed({"a": A}, D))
+    save(tmp_path / "x", {"a": torch.ones(2)})
     monkeypatch.setattr(torch, "empty", no_memory)
     assert "too big for this computer's memory" in complaint(read, tmp_path / "x")
 
@@ -485,7 +486,8 @@ def test_load_into_takes_exactly_the_tensors_of_the_model_as_float32():
 
 @pytest.mark.parametrize("told, heads", [
     (None, 2), (4, 4), ("4", 4), (0, None), ("", None), (True, None), (5, None), (-2, None),
-    (256, None), ("x", None), (1e300, None), (float("inf"), None), (10**400, None), ("9" * 5000, None)])
+    (256, None), ("x", None), (1e300, None), (float("inf"), None), (10**400, None),
+    ("9" * 5000, None)])
 def test_a_number_of_heads_is_a_whole_number_that_splits_the_width(told, heads):
     if heads:
         assert head_count(told, 128, "file") == heads

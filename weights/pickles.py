@@ -277,9 +277,10 @@ def refusing(path):
     """Turns what a damaged file can raise, which is almost anything, into one line."""
     try:
         yield
-    except (UserError, MemoryError):
-        raise
     except Exception as e:
+        # What is said already, and a lack of memory, of which torch speaks in a RuntimeError.
+        if isinstance(e, (UserError, MemoryError)) or "allocate memory" in str(e):
+            raise
         if asks := re.match(r"GLOBAL (\S+)", str(e)):
             raise UserError(f"{path}: refused, because reading it would call {asks[1]}, which is "
                             "no part of a tensor and may be hostile; ask for a safetensors file"
