@@ -29,7 +29,7 @@ from evaluate import __main__ as evaluate
 from evaluate import official, results
 from evaluate.metrics import bleu, bleu_counts, cider_d, rouge_l
 from evaluate.ptb_tokenizer import tokenize
-from evaluate.tables import bootstrap, shown
+from evaluate.tables import bootstrap, markdown, shown
 from gpt2 import GPT2
 from ituning import ITuning
 from lib import pictures
@@ -198,6 +198,10 @@ def test_a_resample_of_bleu_is_the_bleu_of_those_images_and_not_a_mean():
 def test_what_is_nan_is_left_out_of_the_mean():
     found = bootstrap({"some": np.array([1, 0, np.nan, np.nan]), "none": np.full(4, np.nan)})
     assert found["some"][0] == pytest.approx(50) and found["none"] == (0, 0, 0)
+
+
+def test_a_row_of_a_table_is_one_line_whatever_is_in_a_name():
+    assert markdown([["a"], ["b\n\x1b[31m"]]).splitlines()[2:] == [r"| b\n\x1b[31m |"]
 
 
 def test_a_number_that_has_no_interval_is_shown_alone():

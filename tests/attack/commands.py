@@ -164,3 +164,6 @@ def case(rng, folder):
             raise cli.UserError(said)
 
     return f"{name} {' '.join(word[:40] for word in [*argv, '+', *changed])}"[:200], call
+
+
+case.patience = 100  # seconds on the clock: the first case trains the run that the others find
