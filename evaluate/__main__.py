@@ -140,8 +140,8 @@ def report(config, dataset, items, scores):
         "; Stanford's tokenizer, pycocoevalcap" if config.official else
         "; our own tokenizer (--official: Stanford's)"))
     print(table(scores, len(items), unit))
-    print(f"\n{printable(dataset)}, {config.split}; all x 100, as papers print them; in brackets the "
-          f"95 % interval of {RESAMPLES:,} resamples of the {unit}{tokenizer}.")
+    print(f"\n{printable(dataset)}, {config.split}; all x 100, as papers print them; in brackets "
+          f"the 95 % interval of {RESAMPLES:,} resamples of the {unit}{tokenizer}.")
     if config.images and not questions:
         print("A part of the split: CIDEr-D takes its document frequencies from these images, so "
               "it cannot be compared with that of all.")
