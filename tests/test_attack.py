@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-FEW = {"commands": 30, "kills": 2, "pairs": 1,
-       "images": 22, "records": 60, "archives": 25, "downloads": 20}  # kind: how many cases
+# Kind: how many cases.
+FEW = {"commands": 30, "kills": 2, "pairs": 1, "images": 22, "records": 60,
+       "archives": 25, "downloads": 20, "weights": 60, "tokenizers": 80}
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="watches processes by fork and /proc")
 

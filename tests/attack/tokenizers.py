@@ -1,5 +1,6 @@
 """Tokenizer files of GPT-2 and CLIP, damaged and made up, and texts for what still loads."""
 
+import functools
 import gzip
 import json
 import os
@@ -95,6 +96,12 @@ def tokenizer_json(rng, folder):
     return f"tokenizer.json {how}", use_gpt2, folder
 
 
+@functools.cache
+def bomb(line):
+    """A packed file of many parts, each of which unpacks to 16 MB of equal lines."""
+    return gzip.compress(line * (2**24 // len(line)), 1) * 200
+
+
 def clip(rng, folder):
     """A list of merges, plain or packed; packed, sometimes one that unpacks to gigabytes."""
     raw, how = odd_line(CLIP, rng)
@@ -104,11 +111,10 @@ def clip(rng, folder):
         (folder / "merges.txt").write_bytes(raw)
         return f"clip {how}", use_clip, folder
     if rng.random() < 0.02:
-        raw, how = b"".join(gzip.compress(rng.choice((b"\n", b"a b\n", b"\0")) * 2**26, 1)
-                            for _ in range(4)), "bomb"
+        raw, how = bomb(rng.choice((b"\n", b"a b\n", b"\0"))), "bomb"
     else:
         raw = gzip.compress(raw, 1)
-    raw = damage(raw, rng, 30)[0] if rng.random() < 0.6 else raw
+        raw = damage(raw, rng, 30)[0] if rng.random() < 0.6 else raw
     (folder / "list.gz").write_bytes(raw)
     return f"clip.gz {how}", use_clip, folder / "list.gz"
 
