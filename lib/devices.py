@@ -136,7 +136,8 @@ class Processes:
     def leave(self):
         """Ends the connection, when all are ready to."""
         if self.size > 1:
-            self.barrier()  # who leaves first would take it away while others still work
+            with contextlib.suppress(UserError):  # all is done: no matter if one is gone already
+                self.barrier()  # who leaves first would take it away while others still work
             time.sleep(1)  # pitfall: gloo aborts a process whose peer hangs up while it still reads
             dist.destroy_process_group()
 

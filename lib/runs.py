@@ -223,7 +223,7 @@ def read_log(path):
                                  RecursionError):
             line = json.loads(line)
             for value in line.values():
-                math.isnan(value or 0)  # TypeError for what is no number, nor None
+                math.isnan(0 if value is None else value)  # TypeError for what is no number
             lines += [line] if type(line["step"]) is int else []
     return lines
 

@@ -71,7 +71,7 @@ def run_case(case, number, seed):
         os.chdir(folder)
         reset_peak()
         before, began = peak(), time.process_time()
-        # Others may want the processor, too; a case that starts processes says how long it may take.
+        # Others may want the processor, too; a case of many processes says how long it may take.
         signal.setitimer(signal.ITIMER_REAL, getattr(case, "patience", 3 * SECONDS))
         try:
             call()
@@ -130,7 +130,7 @@ def attack(case, numbers, seed=1):
         except EOFError:  # it died in the middle of a case
             pass
         if todo:
-            outcomes.append(Outcome(todo.pop(0), "?", "died", "killed, crashed, or silent for long"))
+            outcomes.append(Outcome(todo.pop(0), "?", "died", "killed, crashed or silent for long"))
         child.kill()
         child.join()
     return outcomes
