@@ -54,7 +54,7 @@ def newest_run():
 
 
 def lock(file):
-    """Locks an open file for this process, until it closes it or dies. OSError if another has it."""
+    """Locks an open file for this process, until it is closed or dies. OSError: another has it."""
     # pitfall: flock would be passed on to the processes that read images, which live on for some
     # seconds where the one that trains is killed.
     if fcntl:
