@@ -40,7 +40,7 @@ from lib.decoding import Beams, Draws, sample_token
 from lib.devices import cast_matrices, to_device
 from lib.files import repo_path
 from lib.settings import find_method, method_config
-from weights.checkpoints import checkpoint_file, read_run_info, restore
+from weights.checkpoints import checkpoint_file, no_larger_than, read_run_info, restore
 from weights.reading import fingerprint, read
 from weights.safetensors import write
 
@@ -285,8 +285,10 @@ class SeeGPT(nn.Module):
             if not info[flag] and fingerprint(model) != info[name]["sha256"]:
                 raise UserError(f"{path} was trained on other {name} weights than "
                                 f"{info[name]['name']} holds now; give those with --{name} PATH")
-        method, config = find_method(info["method"]), method_config(info, path)
-        model = cls(vit, lm, method(config, lm, vit), info["train_lm"], info["train_vision"])
+        config = method_config(info, path)
+        with no_larger_than(path):
+            method = find_method(info["method"])(config, lm, vit)
+        model = cls(vit, lm, method, info["train_lm"], info["train_vision"])
         model.run_info = info
         model.restore(read(path), path)
         return model.to(device).eval()

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from clip_vit import CLIPViT
-from data.batches import Batches, answer_accuracy, check_context, count_targets, load_entries
+from data.batches import Batches, answer_accuracy, count_targets, load_entries
 from data.features import cached_features
 from data.recipes import PRESETS, RECIPES
 from data.shapes import prepare
@@ -156,11 +156,9 @@ class Run:
 
     def batches(self, split, method):
         """The batches of a split (data/batches.py); in training each process has its share."""
-        texts = (text for entry in self.entries[split] for text, _ in entry["texts"])
-        check_context(self.lm, texts, 0 if method.answers else self.config.max_tokens)
         return Batches(self.entries[split], self.lm.tokenizer, self.config, self.vit.image_size,
                        self.feats.get(split), self.processes if split == "train" else None,
-                       method.answers, method.soft_answers)
+                       method.answers, method.soft_answers, self.lm.config.n_positions)
 
     def scaler(self):
         """Keeps small gradients in float16 from vanishing; does nothing for other dtypes."""
@@ -258,10 +256,10 @@ def finish(model, run, log, steps):
 def main(config, method_config, recipe, resume):
     run = Run(config, method_config, resume)
     say = run.processes.say
+    say(f"run {run.out} on {run.device}, {str(run.dtype)[6:]}: {run.why}")
+    say(f"recipe {recipe}; not at its default: {differing(config, method_config)}")
+    run.load_data()
     with writing_alone(run.out, run.processes):
-        say(f"run {run.out} on {run.device}, {str(run.dtype)[6:]}: {run.why}")
-        say(f"recipe {recipe}; not at its default: {differing(config, method_config)}")
-        run.load_data()
         run.load_models()
         if config.search and not (resume and "best" in resume):  # resume.pt has it, search.pt not
             run.method_config = run.method.search(method_config, run)

@@ -223,17 +223,3 @@ def fits(tokenizer, text, room):
     """Whether a text has at most `room` tokens, with the eot that begins it."""
     return (1 + len(text.encode()) <= room  # a token is a byte at least
             or 1 + len(tokenizer.encode_ordinary(text)) <= room)
-
-
-def check_context(lm, texts, more):
-    """UserError for a text that leaves less than `more` positions free: now, not in its turn."""
-    for text in texts:
-        if fits(lm.tokenizer, text, lm.config.n_positions - more):
-            continue
-        if not text:
-            raise UserError(f"{more} new tokens are too many for the {lm.config.n_positions} "
-                            "positions of this GPT-2")
-        n = 1 + len(lm.tokenizer.encode_ordinary(text))
-        raise UserError(f"{text[:40]!r}... has {n} tokens, with {more} more for the answer too "
-                        f"many for the {lm.config.n_positions} positions of this GPT-2: shorten "
-                        "it or leave it out")

@@ -76,6 +76,19 @@ def check_range(flag, value, least=0, most=1e9):
                         f"{flag} {value}: must be a number")
 
 
+def check_setting(name, field, kind, value):
+    """UserError for a value that the field's flag could not have given it."""
+    kind, meta = kind_of(field, kind), field.metadata
+    if value is None and default_of(field) is None:
+        return
+    if not (type(value) is kind or kind is float and type(value) is int):
+        raise UserError(f"{name} {value!r}: must be of type {kind.__name__}")
+    if meta.get("choices") and value not in meta["choices"]:
+        raise UserError(f"{name} {value!r}: must be one of {', '.join(meta['choices'])}")
+    if kind in (int, float):
+        check_range(name, value, meta.get("at_least", 0), meta.get("at_most", 1e9))
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, but a typo in a flag is answered with the nearest one and without the usage."""
 

@@ -126,7 +126,7 @@ def load_resume(folder):
         raise UserError(f"{path}: cannot be read ({e.strerror or e})") from None
     except Exception as e:  # a damaged pickle can raise almost anything
         raise damaged(path, e) from None
-    if "lm" not in state["config"]:
+    if not {"lm", "method"} <= state["config"].keys():
         raise UserError(f"{path}: written by an earlier version of train.py; train it again")
     return {**state, "path": path}
 

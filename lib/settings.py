@@ -10,11 +10,12 @@ import importlib.util
 import os
 import sys
 import traceback
+import typing
 from dataclasses import fields
 from pathlib import Path
 
 from data.tasks import dataset_name
-from lib.cli import UserError, check_range, default_of, note, parse
+from lib.cli import UserError, check_range, check_setting, default_of, note, parse
 from lib.files import check_writable
 from lib.runs import load_resume, new_folder, newest, newest_run
 from weights.checkpoints import read_run_info
@@ -84,12 +85,23 @@ def import_own(name):
 
 
 def method_config(info, path):
-    """The settings of the method of a checkpoint at path, whose run_info is info."""
+    """The settings of the method of a checkpoint at path, whose run_info is info. UserError where
+    they are not of the types and in the ranges that the command line would allow."""
+    Config = find_method(info["method"]).Config
     try:
-        return find_method(info["method"]).Config(**info["config"])
+        config = Config(**info["config"])
     except TypeError as e:
         raise UserError(f"{path} has other settings than {info['method']} has now ({e}): train it "
                         "again") from None
+    check_settings(config, path)
+    return config
+
+
+def check_settings(config, path):
+    """UserError for settings from the file at path that the command line would not allow."""
+    kinds = typing.get_type_hints(type(config))
+    for f in fields(config):
+        check_setting(f"{path}: {f.name}", f, kinds[f.name], getattr(config, f.name))
 
 
 def pick_checkpoint(path):
@@ -158,8 +170,10 @@ def resumed(Config, first, argv):
         raise UserError("--resume: there is no run in out/ yet; leave out --resume to start one")
     resume = load_resume(out)
     before = {**resume["config"], **resume["method_config"], "out": str(out), "resume": True}
-    method = find_method(before["method"])
+    method = find_method(str(before["method"]))
     config, method_config = parse(Config, method.Config, argv=argv, defaults=before)
+    check_settings(config, resume["path"])
+    check_settings(method_config, resume["path"])
     config.dataset = dataset_name(config.dataset)
     for k, v in {**vars(config), **vars(method_config)}.items():
         if k not in CHANGEABLE and v != before.get(k, v):

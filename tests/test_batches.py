@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from test_methods import build
 from test_train import ENC
 
-from data.batches import Batches, answer_rows, check_context, epoch_order, load_entries, text_rows
+from data.batches import Batches, answer_rows, epoch_order, load_entries, text_rows
 from data.common import write_split
 from lib.cli import UserError
 from train import Config
@@ -56,14 +55,6 @@ def test_how_right_an_answer_is_depends_on_how_many_gave_it(soft, rows):
     assert idx[2].unique() == EOT and condition_len[2] == 1
     _, tied, _ = answer_rows([[(ASKED, {"yes": 1, "no": 1})]], 1, ENC, classes, soft=False)
     assert tied.tolist() == [[0.5, 0.5, 0]]
-
-
-@pytest.mark.parametrize("text, free", [("a star", 26), ("a" * 32, 0)])
-def test_a_text_that_leaves_too_few_positions_is_named(text, free):
-    model = build("ituning").lm  # 32 positions
-    check_context(model, ["", text[:-1]], free)
-    with pytest.raises(UserError, match=f"'{text}'... has {len(text) + 1} tokens.* 32 positions"):
-        check_context(model, ["", text], free)
 
 
 def test_texts_that_are_too_long_are_left_out_and_counted(capsys):

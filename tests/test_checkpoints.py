@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lib.cli import UserError
+from lib.settings import method_config
 from weights.checkpoints import begin_with, checkpoint_file, no_larger_than, read_run_info
 from weights.safetensors import write
 
@@ -43,6 +44,16 @@ def test_a_note_comes_back_as_it_was_written(tmp_path):
 def test_a_note_that_train_py_cannot_have_written_is_refused(note, says, tmp_path):
     with pytest.raises(UserError, match=says):
         read_run_info(checkpoint(tmp_path, note))
+
+
+@pytest.mark.parametrize("config, says", [
+    ({"heads": "4"}, "heads '4': must be of type int"), ({"heads": True}, "of type int"),
+    ({"width_ratio": [1]}, "of type float"), ({"first_layer": None}, "of type int"),
+    ({"heads": -1}, "heads -1: must be 0 or more"), ({"depth": 1}, "other settings than ituning")])
+def test_settings_that_no_flag_could_have_given_are_refused(config, says):
+    assert method_config({**NOTE, "config": {"width_ratio": 1}}, "x").width_ratio == 1
+    with pytest.raises(UserError, match=says):
+        method_config({**NOTE, "config": config}, "x")
 
 
 class Model:

@@ -8,6 +8,7 @@ import math
 import random
 import signal
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from data.shapes import world
 from data.shapes.prepare import scene_items
 from data.tasks import load_split
 from evaluate import __main__ as evaluate
+from evaluate.captioning import answer
 from evaluate.vqa import score_answers
 from lib import runs
 from lib.cli import UserError, parse
@@ -224,6 +226,14 @@ def test_evaluation_answers_every_question_and_counts_the_right_ones(
     assert result["scores"]["accuracy"]["score"] == pytest.approx(100 * right)
     out = capsys.readouterr().out
     assert f"{100 * right:.1f} [" in out and "yes or no" in out
+
+
+def test_a_question_that_is_too_long_is_answered_with_nothing(questions, trained, capsys):
+    items, model = load_split(questions, "val")[:3], SeeGPT.load(trained)
+    items[1]["question"] = "star " * 500
+    texts = answer(model, items, SimpleNamespace(batch=2, max_new_tokens=5), nullcontext())
+    assert [bool(text) for text in texts] == [True, False, True]
+    assert "1 of 3 questions are longer than" in capsys.readouterr().err
 
 
 def test_a_split_without_answers_is_answered_but_not_scored(rewrite, trained, tmp_path, capsys):
