@@ -404,13 +404,13 @@ def test_an_image_that_is_broken_or_has_no_scene_is_an_error(words, says, tmp_pa
     ("--method ../x", "no method .../x"), ("--method model", "a class Method of its own"),
     ("--preset ituning-huge", "ituning-large"), ("--init_from nowhere", "no checkpoint here"),
     ("--search", "--method dvp"), ("--resume --out damaged", "damaged/resume.pt is damaged"),
-    ("--resume --out odd", r"odd/resume.pt: warmup \[1\]: must be of type int")])
+    ("--resume --out odd", r"odd/resume.pt: beta2 \[1\]: must be of type float")])
 def test_impossible_settings_are_refused(dataset, tmp_path, monkeypatch, words, says):
     monkeypatch.chdir(tmp_path)
     Path("damaged").mkdir()
     Path("damaged/resume.pt").write_bytes(b"half a file")
     Path("odd").mkdir()
-    settings = {"config": {"lm": "x", "method": "ituning", "warmup": [1]}, "method_config": {}}
+    settings = {"config": {"lm": "x", "method": "ituning", "beta2": [1]}, "method_config": {}}
     torch.save({"step": 1, **settings}, "odd/resume.pt")
     with pytest.raises(UserError, match=says) as e:
         fit(dataset, tmp_path / "run", *words.split())
