@@ -94,7 +94,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         if message.startswith("unrecognized arguments: "):
-            wrong = message.split(": ", 1)[1].split()[0]
+            wrong = next(iter(message.split(": ", 1)[1].split()), "empty argument")
             near = self.nearest(wrong)
             message = f"there is no {wrong}" + (f"; did you mean {near}?" if near else "")
         self.exit(2, f"{UserError(f'{self.prog}: {message} (--help lists all flags)')}\n")

@@ -49,7 +49,7 @@ def test_a_mistake_ends_in_one_line(words, says):
     ("--batch_size 3", "did you mean --batch?"), ("--learning_rate 3", "did you mean --lr?"),
     ("shapes", "did you mean --dataset shapes?"), ("--x\n\x1b[31m", "there is no --x"),
     ("--xyzzy", "there is no --xyzzy ("), ("--lm=--", "--lm: expected a value"),
-    ("--steps " + 5000 * "9", " ... ")])
+    ("--steps " + 5000 * "9", " ... "), ("\t", "there is no empty argument")])
 def test_a_flag_that_is_not_there_is_answered_with_the_one_that_was_meant(words, says, capsys):
     with pytest.raises(SystemExit):
         command(*words.split(" "))
