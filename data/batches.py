@@ -73,7 +73,7 @@ class Batches(Dataset):
         self.tokenizer, self.config, self.image_size = tokenizer, config, image_size
         self.entries, self.feats, self.rows_of = entries, feats, np.arange(len(entries))
         if n_positions:
-            self.leave_out_long(n_positions - (0 if answers else config.max_tokens))
+            self.leave_out_long(n_positions, 0 if answers else config.max_tokens)
         self.rank, self.size = (processes.rank, processes.size) if processes else (0, 1)
         self.answers, self.soft = {a: i for i, a in enumerate(answers)}, soft
         given = {a for entry in self.entries for _, counts in entry["texts"] for a in counts}
@@ -82,17 +82,18 @@ class Batches(Dataset):
                             "choose from")
         self.indices, self.batch = np.arange(len(self.entries)), config.batch  # in use; a step
 
-    def leave_out_long(self, room):
-        """Takes out texts of more than room tokens, and entries that have no other. UserError if
-        nothing is left."""
+    def leave_out_long(self, n_positions, more):
+        """Takes out texts that leave less than `more` of the positions free, and entries that have
+        no other. UserError if nothing is left."""
+        room = n_positions - more
         kept = [[pair for pair in entry["texts"] if fits(self.tokenizer, pair[0], room)]
                 for entry in self.entries]
         texts, left = (sum(map(len, each)) for each in ([e["texts"] for e in self.entries], kept))
         if left == texts:
             return
         if not left:
-            raise UserError(f"no text leaves {self.config.max_tokens} positions for its answer, "
-                            f"there is room for {max(0, room)} tokens: lower --max_tokens")
+            raise UserError(f"every text is longer than the {max(0, room)} tokens there is room for: "
+                            + (f"lower --max_tokens {more}" if more else "shorten them"))
         note(f"left out: {texts - left:,} of {texts:,} texts, which are longer than {room} tokens")
         self.rows_of = np.flatnonzero([len(texts) for texts in kept])
         self.entries = [self.entries[i] | {"texts": kept[i]} for i in self.rows_of]
