@@ -91,7 +91,9 @@ def write_lines(folder, **more):
 @functools.cache
 def ground():
     """{path: bytes} of what a command line finds in its working folder, a trained run among it."""
-    with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
+    before = os.getcwd()
+    with tempfile.TemporaryDirectory() as name:
+        os.chdir(name)
         for part in ("tiny-gpt2", "tiny-clip"):
             shutil.copytree(ROOT / "data/shapes" / part, part)
         write_lines(Path("captions"), captions=["a red star", "a star"])
@@ -106,7 +108,9 @@ def ground():
         Path("mine.py").write_text(OWN)
         Path("broken.py").write_text("def :")
         call_main("train", f"--dataset captions {SMALL} --out out/run".split())
-        return {str(p): p.read_bytes() for p in Path().rglob("*") if p.is_file()}
+        found = {str(p): p.read_bytes() for p in Path().rglob("*") if p.is_file()}
+        os.chdir(before)
+    return found
 
 
 def odd(rng, field, kind):
