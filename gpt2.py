@@ -27,6 +27,7 @@ R (or B) rows of text, T tokens, C width, L layers, nh heads, hs size of one, V 
 Next: clip_vit.py
 """
 
+from lib.cli import UserError, opt, parse, run  # isort: skip (lib before torch)
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,10 +36,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from lib.cli import UserError, opt, parse, run
 from lib.decoding import sample_token
 from weights.public import locate
-from weights.reading import head_count, load_into, metadata, read, read_config
+from weights.reading import head_count, layer_count, load_into, metadata, read, read_config
 from weights.tokenizers import get_tokenizer
 
 
@@ -249,9 +249,8 @@ def infer_config(tensors, path):
             raise UserError(f"{path}: no matrix {key}, so this is not a GPT-2; it holds "
                             f"{', '.join(sorted(tensors)[:3])}, ...")
     V, C = tensors["wte.weight"].shape
-    layers = [int(k.split(".")[1]) for k in tensors if k.startswith("h.")]
-    told = read_config(path, CONFIG).get("n_head") or metadata(path).get("n_head")
-    return GPT2Config(V, len(tensors["wpe.weight"]), 1 + max(layers, default=-1),
+    told = read_config(path, CONFIG).get("n_head", metadata(path).get("n_head"))
+    return GPT2Config(V, len(tensors["wpe.weight"]), layer_count(tensors, "h.", path),
                       head_count(told, C, path), C)
 
 

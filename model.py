@@ -14,8 +14,8 @@
                           (loss)
 
 [frozen], (a method's hook). A method is one nn.Module with these four hooks, most of them left at
-their default, which is plain GPT-2; gpt2.py and clip_vit.py never hear of them. Rows i*k .. i*k +
-k-1 belong to image i; ctx stays per image and is never copied k times.
+their default, which is plain GPT-2. Rows i*k .. i*k + k-1 belong to image i; ctx stays per image
+and is never copied k times.
 
 B images, R rows of text, T tokens, N image tokens, D ViT width, C width and L layers of the
 language model, V vocabulary, A answers to choose from
@@ -40,7 +40,7 @@ from lib.decoding import Beams, Draws, sample_token
 from lib.devices import cast_matrices, to_device
 from lib.files import repo_path
 from lib.settings import find_method, method_config
-from weights.checkpoints import checkpoint_file, read_run_info, restore
+from weights.checkpoints import checkpoint_file, no_larger_than, read_run_info, restore
 from weights.reading import fingerprint, read
 from weights.safetensors import write
 
@@ -154,6 +154,8 @@ class SeeGPT(nn.Module):
 
     def image_features(self, images):
         """Images (B, 3, H, W) -> feats (B, N, D). Feats made before pass through, so does None."""
+        if images is None and self.method.needs_image:
+            raise UserError("this method needs an image, and there is none: pass images or feats")
         if images is None or images.dim() == 3:
             return images
         with torch.no_grad() if self.vit in self.frozen else nullcontext():
@@ -169,8 +171,7 @@ class SeeGPT(nn.Module):
         if targets is not None and wanted is None and not self.method.answers:
             wanted = (targets.flatten() != -1).nonzero().squeeze(1)
         ctx = self.method.encode_image(self.image_features(images))
-        state = TextState(condition_len=condition_len, wanted=wanted)
-        logits = self.forward_text(idx, ctx, state)
+        logits = self.forward_text(idx, ctx, TextState(condition_len=condition_len, wanted=wanted))
         if targets is None:
             return logits, None
         targets = targets if wanted is None else targets.flatten()[wanted]
@@ -268,8 +269,7 @@ class SeeGPT(nn.Module):
     def save(self, path, **notes):
         """Writes every trained parameter and nothing else; notes and run_info are its metadata."""
         tensors = {n: p.detach().cpu().contiguous() for n, p in self.trained().items()}
-        info = json.dumps({**self.run_info, **notes})
-        write(path, tensors, {"format": "pt", "seegpt": info})
+        write(path, tensors, {"format": "pt", "seegpt": json.dumps({**self.run_info, **notes})})
 
     @classmethod
     def load(cls, path, device="cpu", lm=None, clip=None):
@@ -285,8 +285,10 @@ class SeeGPT(nn.Module):
             if not info[flag] and fingerprint(model) != info[name]["sha256"]:
                 raise UserError(f"{path} was trained on other {name} weights than "
                                 f"{info[name]['name']} holds now; give those with --{name} PATH")
-        method, config = find_method(info["method"]), method_config(info, path)
-        model = cls(vit, lm, method(config, lm, vit), info["train_lm"], info["train_vision"])
+        config = method_config(info, path)
+        with no_larger_than(path):
+            method = find_method(info["method"])(config, lm, vit)
+        model = cls(vit, lm, method, info["train_lm"], info["train_vision"])
         model.run_info = info
         model.restore(read(path), path)
         return model.to(device).eval()
@@ -298,8 +300,7 @@ class SeeGPT(nn.Module):
 
 # ---------------------------------------------------------------------------- training
 
-def training_step(forward, batch, optimizer, grad_clip, scaler=None, autocast=None,
-                  processes=None):
+def training_step(forward, batch, optimizer, grad_clip, scaler=None, autocast=None, processes=None):
     """One optimiser step: forward, backward, step -> summed loss and targets of this process, norm.
 
     forward(*micro) -> logits, mean loss: the model, perhaps compiled. batch: micro-batches (data/
@@ -314,6 +315,8 @@ def training_step(forward, batch, optimizer, grad_clip, scaler=None, autocast=No
     for micro, count in zip(batch, counts):
         with autocast or nullcontext():
             loss = forward(*to_device(micro, params[0].device))[1]
+        if not loss.requires_grad:
+            raise UserError("no gradient reaches what is trained: does the method detach it?")
         scaler.scale(loss * count / total).backward()
         summed += loss.detach() * count
     if processes:

@@ -308,13 +308,12 @@ def search_layer(method_config, run):
     optimizer, scaler = make_optimizer(model.trained(), config, run.device), run.scaler()
     bandit, dice = Bandit(len(model.lm.h)), torch.Generator().manual_seed(config.seed)
     first, history = 0, {}  # {step: policy}
+    more = lambda: {"alpha": bandit.alpha, "history": history, "dice": dice.get_state()}
     if resume:
-        first, bandit.alpha, history = resume["step"], resume["alpha"], resume["history"]
-        put_back(resume, model, optimizer, scaler, run.out / "search.pt")
-        dice.set_state(resume["dice"])
-    save = lambda step, due: save_resume(
-        run.out / "search.pt", step, model, optimizer, scaler, run, alpha=bandit.alpha,
-        history=history, dice=dice.get_state())
+        first, bandit.alpha, history, thrown = put_back(resume, model, optimizer, scaler, **more())
+        dice.set_state(thrown)
+    save = lambda step, due: save_resume(run.out / "search.pt", step, model, optimizer, scaler, run,
+                                         **more())
     left = time_left(first, steps)
     for step, batch in loop(run, data.subset(mixed[kept:]), first, steps, save):
         model.method.K = int(torch.randint(len(bandit.alpha), (), generator=dice))
@@ -325,8 +324,9 @@ def search_layer(method_config, run):
         step += 1
         if step % config.log_every == 0 or step == steps:
             history[step] = bandit.policy().tolist()
-            print(f"search {step}/{steps}  loss {loss / count:.4f}  policy "
-                  + " ".join(f"{p:.3f}" for p in history[step]) + f"  {left(step)} left")
+            run.processes.say(f"search {step}/{steps}  loss {loss / count:.4f}  policy "
+                              + " ".join(f"{p:.3f}" for p in history[step])
+                              + f"  {left(step)} left")
     layer = int(bandit.alpha.argmax())  # the lowest of several that tie
     write_json(run.out / "search.json", {"layer": layer, "policy": bandit.policy().tolist(),
                                          "steps": steps, "history": history})

@@ -26,7 +26,7 @@ follows another are left out: neither takes part in hidden states or masked word
 B texts, T tokens, C width, L layers, nh heads, hs size of one, F width inside the MLP, V vocabulary
 """
 
-import re
+import os
 import sys
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,7 +39,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root, for these:
 from lib.cli import UserError, opt, parse, run
 from weights.public import locate
-from weights.reading import head_count, load_into, metadata, read, read_config
+from weights.reading import head_count, layer_count, load_into, metadata, read, read_config
 from weights.wordpiece import get_wordpiece
 
 
@@ -203,7 +203,7 @@ class BERT(nn.Module):
         path = locate(name)
         tensors = rename(read(path), path)
         model = load_into(lambda: cls(infer_config(tensors, path)), tensors, path)
-        model.folder = path if path.is_dir() else path.parent
+        model.folder = path if os.path.isdir(path) else path.parent
         return model
 
 
@@ -246,10 +246,9 @@ def infer_config(tensors, path):
             raise UserError(f"{path}: no matrix {key}, so this is not a BERT; it holds "
                             f"{', '.join(sorted(tensors)[:3])}, ...")
     V, C = tensors[names[0]].shape
-    told = read_config(path, CONFIG).get("num_attention_heads") or metadata(path).get("n_head")
-    layers = {m[1] for m in (re.match(r"encoder\.layer\.(\d+)\.", k) for k in tensors) if m}
-    return BERTConfig(V, len(tensors[names[1]]), len(tensors[names[2]]), len(layers),
-                      head_count(told, C, path), C,
+    told = read_config(path, CONFIG).get("num_attention_heads", metadata(path).get("n_head"))
+    return BERTConfig(V, len(tensors[names[1]]), len(tensors[names[2]]),
+                      layer_count(tensors, "encoder.layer.", path), head_count(told, C, path), C,
                       len(tensors["encoder.layer.0.intermediate.dense.weight"]),
                       any(key.startswith("cls.predictions.") for key in tensors))
 

@@ -38,7 +38,7 @@ from gpt2 import GPT2
 from lib.cli import UserError, opt, parse, run
 from weights.llama_layouts import read_llama
 from weights.public import locate
-from weights.reading import load_into, weight_file
+from weights.reading import layer_count, load_into, weight_file
 
 
 @dataclass
@@ -237,7 +237,7 @@ def infer_config(tensors, told, path):
             raise UserError(f"{path}: no matrix {key}, so this is not a LLaMA; it holds "
                             f"{', '.join(sorted(tensors)[:3])}, ...")
     (V, C), Q = tensors["wte.weight"].shape, len(tensors["h.0.attn.q_proj.weight"])
-    there = len({key.split(".")[1] for key in tensors if key.startswith("h.")})
+    there = layer_count(tensors, "h.", path)
     L, nh = number("num_hidden_layers"), number("num_attention_heads")
     kv, hs = number("num_key_value_heads", nh), number("head_dim", max(1, Q // nh))
     if L != there or nh * hs != Q or hs % 2 or nh % kv:

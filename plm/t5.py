@@ -30,7 +30,7 @@ F width inside the MLP, V vocabulary
 """
 
 import math
-import re
+import os
 import sys
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,7 +44,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's
 from gpt2 import Cache
 from lib.cli import UserError, opt, parse, run
 from weights.public import locate
-from weights.reading import load_into, read, read_config
+from weights.reading import layer_count, load_into, read, read_config
 from weights.sentencepiece import get_t5_tokenizer
 
 PAD, EOS = 0, 1  # the decoder starts with PAD; a text ends with EOS
@@ -290,7 +290,7 @@ class T5(nn.Module):
         told = read_config(path, CONFIG)
         tensors = rename(read(path), told, path)
         model = load_into(lambda: cls(infer_config(tensors, told, path)), tensors, path)
-        model.folder = path if path.is_dir() else path.parent
+        model.folder = path if os.path.isdir(path) else path.parent
         return model
 
 
@@ -334,8 +334,7 @@ def infer_config(tensors, told, path):
             raise UserError(f"{path}: no matrix {key}, so this is not a T5 with both of its "
                             f"stacks; it holds {', '.join(sorted(tensors)[:3])}, ...")
     (V, C), (n, heads) = tensors["shared.weight"].shape, tensors[TABLE.format("encoder")].shape
-    layers = {side: len({m[1] for m in (re.match(side + r"\.block\.(\d+)\.", k) for k in tensors)
-                         if m}) for side in ("encoder", "decoder")}
+    layers = [layer_count(tensors, f"{side}.block.", path) for side in ("encoder", "decoder")]
     if len(tensors[q]) % heads or n < 4:
         raise UserError(f"{path}: queries of {len(tensors[q])} numbers cannot be split into "
                         f"{heads} heads, or {n} classes of distances are too few")
@@ -347,7 +346,7 @@ def infer_config(tensors, told, path):
                         "matrix is not the embedding")
     scaled = told.get("scale_decoder_outputs")
     scaled = told.get("tie_word_embeddings", tied or bool(told)) if scaled is None else scaled
-    return T5Config(V, layers["encoder"], layers["decoder"], heads, C, len(tensors[wi]),
+    return T5Config(V, *layers, heads, C, len(tensors[wi]),
                     len(tensors[q]) // heads, n, gated=gated, tied=tied, scaled=scaled)
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from lib.cli import UserError
+from lib.files import open_file
 
 MAX_HEADER = 32_000_000  # bytes; ours. A vocabulary of 128,000 tokens with its merges takes 8 MB
 # Numbers in key-values: GGUF's code of the type -> numpy's; 8 is a string, 9 an array of others.
@@ -134,7 +135,7 @@ def known():
 def header(path):
     """Of a GGUF file: notes {key: value}, tensors as lay_out gives them, and where they begin.
     UserError for all that cannot be read later: a file that passes holds what it promises."""
-    with open(path, "rb") as f:
+    with open_file(path) as f:
         raw, length = f.read(MAX_HEADER), f.seek(0, io.SEEK_END)
     try:
         notes, entries, start, align = parse_header(raw)
@@ -164,7 +165,7 @@ def read_gguf(path):
     """The tensors {name: tensor} of a GGUF file; what is quantised becomes float32."""
     _, tensors, start = header(path)
     result = {}
-    with open(path, "rb") as f:
+    with open_file(path) as f:
         for name, (kind, shape, place, size) in tensors.items():
             f.seek(start + place)
             raw = np.empty(size, np.uint8)

@@ -8,6 +8,7 @@ What "rotates" means is in plm/llama.py: a wrong order of the rows of queries an
 error, it gives a model that talks almost sense.
 """
 
+import os
 import re
 
 from lib.cli import UserError
@@ -111,7 +112,7 @@ def told_by_meta(path):
     """Meta's params.json beside the weights."""
     file = path.parent / "params.json"
     params = read_json(file, "it belongs beside Meta's weights")
-    if not isinstance(params, dict) or (path.parent / "consolidated.01.pth").exists():
+    if not isinstance(params, dict) or os.path.exists(path.parent / "consolidated.01.pth"):
         raise UserError(f"{path}: {file.name} is no table, or several files hold a piece of every "
                         "matrix each: take this model in transformers' layout")
     if params.get("use_scaled_rope"):  # the four numbers are the defaults of Meta's own code

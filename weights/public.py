@@ -16,6 +16,7 @@ import zlib
 from pathlib import Path
 
 from lib.cli import UserError
+from lib.files import open_file
 from weights.download import digest, download
 from weights.reading import metadata, sniff
 
@@ -113,15 +114,18 @@ def fault(path, public, full=False):
         if kind in ("safetensors", "gguf", "pt"):
             metadata(path)  # reads the header, or the zip's directory
         elif kind == "gz":
-            gzip.decompress(path.read_bytes())
+            with gzip.open(path) as f:  # a bit at a time: a few bytes may unpack to many
+                while f.read(1 << 20):
+                    pass
         elif kind == "model":  # SentencePiece: its first field is its first piece
-            if path.read_bytes()[:1] != b"\n":
-                return "it is not a SentencePiece model"
+            with open_file(path) as f:
+                if f.read(1) != b"\n":
+                    return "it is not a SentencePiece model"
         elif kind == "json":
             json.loads(path.read_bytes())
         else:
             path.read_text("utf-8")
-    except (UserError, OSError, ValueError, EOFError, zlib.error) as e:
+    except (UserError, OSError, ValueError, EOFError, zlib.error, RecursionError) as e:
         return str(e).removeprefix(f"{path}: ")
     if full and public.sha256 and digest(path, "sha256") != public.sha256:
         return "its sha256 is not that of the published one"
@@ -167,13 +171,13 @@ def fetch(name):
         if os.path.isfile(path) and not fault(path, public):
             return path
     return download(public.urls, ours, public.size, public.sha256,
-                    check=lambda part: fault(part, public))
+                    check=lambda part: fault(part, public), choice="SEEGPT_CACHE")
 
 
 def locate(name):
     """A file or folder as it is, else the path of the public file of that name, fetched if need be.
     UserError names the nearest public name."""
-    if Path(name).exists():
+    if os.path.exists(name):
         return Path(name)
     if str(name) in FILES:
         return fetch(str(name))

@@ -24,6 +24,7 @@ import codecs
 import heapq
 import json
 import math
+import os
 import re
 import struct
 from pathlib import Path
@@ -31,8 +32,9 @@ from pathlib import Path
 import numpy as np
 
 from lib.cli import UserError
-from lib.files import plain_errors
+from lib.files import open_file, plain_errors
 from weights.public import fetch
+from weights.reading import DAMAGED
 
 SPACE = "▁"
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)  # what a piece may be
@@ -75,18 +77,19 @@ def fields(raw):
 
 def read_small(path):
     """The bytes of a file that is no larger than a tokenizer may be."""
-    with plain_errors(path):
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path}: no tokenizer, those have less than {MAX_BYTES // 10**6} MB")
-        return path.read_bytes()
+    with plain_errors(path), open_file(path) as f:
+        raw = f.read(MAX_BYTES + 1)
+    if len(raw) > MAX_BYTES:
+        raise UserError(f"{path}: no tokenizer, those have less than {MAX_BYTES // 10**6} MB")
+    return raw
 
 
 def read_sentencepiece(path):
     """A "spiece.model" or "tokenizer.model", or the one in a folder, as a SentencePiece."""
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         names = [path / name for name in ("spiece.model", "tokenizer.model")]
-        path = next((file for file in names if file.is_file()), names[0])
+        path = next(filter(os.path.exists, names), names[0])
     pieces, trainer, normalizer, raw = [], {}, {}, read_small(path)
     try:
         for number, value in fields(raw):
@@ -107,7 +110,7 @@ def read_sentencepiece(path):
                              trim=bool(normalizer.get(4, True)),
                              escape=bool(normalizer.get(5, True)),
                              byte_fallback=bool(trainer.get(35, False)))
-    except (ValueError, TypeError, AttributeError, struct.error) as e:
+    except DAMAGED as e:
         raise UserError(f"{path}: not a SentencePiece model, or a damaged one ({e}); fetch it "
                         "again") from None
 
@@ -129,7 +132,7 @@ def read_tokenizer_json(path):
                 for step in steps.get("normalizers", [steps]) if step.get("type") == "Precompiled"]
         return SentencePiece(pieces, UNIGRAM, maps[0] if maps else b"",
                              byte_fallback=bool(model.get("byte_fallback")))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+    except DAMAGED as e:
         raise UserError(f"{path}: not a unigram model in JSON ({type(e).__name__}: {e}); fetch it "
                         "again") from None
 
@@ -366,9 +369,9 @@ def get_t5_tokenizer(where=None, vocab_size=32128):
     """The T5Tokenizer of spiece.model or tokenizer.json, a file or beside the weights in a folder.
     Where there is none, a model with T5's vocab_size gets T5's own. UserError if none is found."""
     path = Path(where) if where else None
-    if path and path.is_dir():
+    if path and os.path.isdir(path):
         names = [path / name for name in ("spiece.model", "tokenizer.json")]
-        path = next((file for file in names if file.is_file()), None)
+        path = next(filter(os.path.exists, names), None)
     if path is None and vocab_size != 32128:
         raise UserError(f"{where or 'this model'}: no spiece.model beside the weights, and with "
                         f"{vocab_size} tokens it is not T5's own; put it there")

@@ -17,7 +17,9 @@ tokenizer.json of HuggingFaceTB/SmolLM2-135M and ggml-org/llama.cpp src/llama-vo
 
 import gzip
 import html
+import io
 import json
+import os
 import re
 import unicodedata
 import zlib
@@ -27,11 +29,13 @@ import tiktoken
 import torch
 
 from lib.cli import UserError
-from lib.files import plain_errors
+from lib.files import open_file, plain_errors
 from weights import gguf
 from weights.public import fetch
+from weights.reading import DAMAGED
 from weights.sentencepiece import BPE, SentencePiece, read_sentencepiece
 
+MOST_UNPACKED = 20_000_000  # bytes; CLIP's own list has 3.2 MB
 SOT, EOT = "<|startoftext|>", "<|endoftext|>"  # GPT-2's texts begin and end with EOT
 LLAMA3_BOS, LLAMA3_EOT = "<|begin_of_text|>", "<|end_of_text|>"
 
@@ -44,6 +48,16 @@ def byte_symbols():
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [b for b in range(256) if b not in shown]
     return {chr(b): b for b in shown} | {chr(256 + i): b for i, b in enumerate(hidden)}
+
+
+def read_text(path):
+    """The text of a file, unpacked if its name ends in .gz. ValueError if it is no sound text."""
+    packed = path.suffix == ".gz"
+    with plain_errors(path), open_file(path) as f:
+        raw = gzip.open(f).read(MOST_UNPACKED) if packed else f.read()
+    if packed and len(raw) == MOST_UNPACKED:  # a few bytes can unpack to gigabytes
+        raise ValueError(f"it unpacks to {len(raw):,} bytes or more")
+    return io.TextIOWrapper(io.BytesIO(raw), "utf-8").read()  # any line ends become "\n"
 
 
 # ---------------------------------------------------------------------------- GPT-2
@@ -108,14 +122,14 @@ def get_tokenizer(where=None, vocab_size=50257):
     pitfall: encode with encode_ordinary. encode() raises on a text that contains "<|endoftext|>".
     """
     path = Path(where) if where else None
-    if path and not path.exists():
+    if path and not os.path.exists(path):
         raise UserError(f"{path}: no such file or folder, so no tokenizer there")
-    if path and path.is_dir():
-        path = next((path / name for name in MERGES if (path / name).is_file()), None)
+    if path and os.path.isdir(path):
+        path = next((path / name for name in MERGES if os.path.exists(path / name)), None)
     if path and path.suffix == ".model":
         return read_sentencepiece(path)
     if path:
-        with plain_errors(path), open(path, "rb") as f:
+        with plain_errors(path), open_file(path) as f:
             is_gguf = f.read(4) == b"GGUF"
         return read_gguf_tokenizer(path) if is_gguf else read_encoding(path)
     if vocab_size != 50257:
@@ -136,14 +150,14 @@ def read_vocabulary(path):
     """A file -> its vocabulary {token: id}, merges [(left, right)], added tokens {token: id}, and
     the pattern that cuts a text. The tokens are written in byte_symbols. Merges are [] if the file
     beside is not there."""
-    content = json.loads(path.read_text("utf-8"))
+    content = json.loads(read_text(path))
     # pitfall: "model" is one of GPT-2's tokens too: in vocab.json that key has a number.
     if isinstance(content.get("model"), dict):  # tokenizer.json; a merge is "a b" or ["a", "b"]
         merges = [m.split(" ") if isinstance(m, str) else m for m in content["model"]["merges"]]
         added = {token["content"]: int(token["id"]) for token in content.get("added_tokens", [])}
         return content["model"]["vocab"], merges, added, read_pattern(content.get("pre_tokenizer"))
     beside = path.with_name(MERGES.get(path.name) or "vocab.bpe")
-    merges = read_merges(beside.read_text("utf-8")) if beside.exists() else []
+    merges = read_merges(read_text(beside)) if os.path.exists(beside) else []
     return content, merges, {}, SPLIT
 
 
@@ -177,7 +191,7 @@ def read_gguf_tokenizer(path):
         added = {token: i for i, (token, t) in enumerate(zip(tokens, types, strict=True)) if t != 1}
         vocab = {token: i for i, token in enumerate(tokens)}
         return build_encoding(path, vocab, [m.split(" ") for m in merges], added, PATTERNS[pre])
-    except (ValueError, TypeError, AttributeError) as e:
+    except DAMAGED as e:
         raise UserError(f"{path}: its tokenizer is not known here, or damaged ({e})") from None
 
 
@@ -191,20 +205,21 @@ def read_encoding(path):
     """The encoding of a vocabulary like GPT-2's. UserError if tiktoken would misread it."""
     try:
         return build_encoding(path, *read_vocabulary(path))
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+    except DAMAGED as e:
         raise UserError(f"{path}: not a GPT-2 tokenizer file ({type(e).__name__}: {e})") from None
 
 
 def build_encoding(path, vocab, merges, special, pattern):
     """As read_vocabulary gives them -> BytePairs; path is for the messages alone."""
-    symbols = byte_symbols()
+    symbols, vocab = byte_symbols(), {token: int(i) for token, i in vocab.items()}
     made = [left + right for left, right in merges]
     # What no merge makes is no text: EOT, padding, what others have added.
     plain = {*symbols, *made} if merges else vocab.keys() - {EOT}
-    special = special | {token: int(i) for token, i in vocab.items() if token not in plain}
-    ranks = {bytes(symbols[c] for c in token): int(i) for token, i in vocab.items()
+    special = special | {token: i for token, i in vocab.items() if token not in plain}
+    ranks = {bytes(symbols[c] for c in token): i for token, i in vocab.items()
              if token not in special}
     order = [vocab.get(token, -1) for token in made]
+    "".join(special).encode()  # fails on one half of a surrogate pair
     # pitfall: tiktoken panics in Rust where a byte is missing, which `except Exception` does not
     # catch. BytePairs fills in the rare ones.
     if not all(bytes([b]) in ranks for b in range(32, 127)):
@@ -213,7 +228,8 @@ def build_encoding(path, vocab, merges, special, pattern):
         raise UserError(f"{path}: no token {EOT} in it")
     taken = {*special.values()}
     free = [i for i in range(len(ranks) + len(taken)) if i not in taken]
-    if sorted(ranks.values()) != free[:len(ranks)] or len(taken) < len(special) or min(taken) < 0:
+    if sorted(ranks.values()) != free[:len(ranks)] or len(taken) < len(special) \
+            or not 0 <= min(taken) <= max(taken) < 2**31:
         raise UserError(f"{path}: token ids must be 0, 1, 2, ... without a gap other than {EOT}")
     # tiktoken merges in the order of ids; that is right only if the merges were numbered in order.
     if order != sorted(order) or -1 in order:
@@ -232,7 +248,7 @@ def get_clip_tokenizer(where=None):
     UserError for a text of more than 75 tokens.
     """
     path = Path(where or fetch("clip/bpe_simple_vocab_16e6.txt.gz"))
-    path = path / "merges.txt" if path.is_dir() else path
+    path = path / "merges.txt" if os.path.isdir(path) else path
     symbols = byte_symbols()
 
     # The mark </w> is written as the byte 0, which occurs in no merge. Then "byte + 0" outranks
@@ -243,13 +259,9 @@ def get_clip_tokenizer(where=None):
 
     tokens = [*symbols, *(symbol + "</w>" for symbol in symbols)]
     try:
-        raw = path.read_bytes()
-        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
         # OpenAI's list is longer than what was used: 48,894 make the public 49,408 tokens.
-        tokens += [left + right for left, right in read_merges(text)[:48894]]
+        tokens += [left + right for left, right in read_merges(read_text(path))[:48894]]
         ranks = {as_bytes(token): i for i, token in enumerate(tokens)}
-    except OSError as e:
-        raise UserError(f"{path}: CLIP's merges cannot be read ({e.strerror or e})") from None
     except (EOFError, zlib.error, ValueError, KeyError) as e:
         raise UserError(f"{path}: not a list of CLIP's merges ({type(e).__name__}: {e})") from None
     sot, eot = len(tokens), len(tokens) + 1

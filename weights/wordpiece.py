@@ -10,13 +10,15 @@ letter, so that a final sigma is like any other.
 """
 
 import json
+import os
 import re
 import unicodedata
 from pathlib import Path
 
 from lib.cli import UserError
-from lib.files import plain_errors, read_json
+from lib.files import open_file, plain_errors, read_json
 from weights.public import fetch
+from weights.reading import DAMAGED
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_BYTES = 16_000_000  # the vocabulary of a hundred languages has 1 MB, its tokenizer.json 3
@@ -100,19 +102,19 @@ def get_wordpiece(where=None, vocab_size=30522):
     there is none, a model with the vocab_size of bert-base-uncased gets that one's. What
     tokenizer_config.json says of lower case is heard. UserError if nothing is found."""
     path = Path(where) if where else None
-    if path and path.is_dir():
+    if path and os.path.isdir(path):
         names = [path / name for name in ("vocab.txt", "tokenizer.json")]
-        path = next((file for file in names if file.is_file()), None)
+        path = next(filter(os.path.exists, names), None)
     if path is None and vocab_size != 30522:
         raise UserError(f"{where or 'this model'}: no vocab.txt beside the weights, and with "
                         f"{vocab_size} tokens it is not bert-base-uncased's; put it there")
     path = path or fetch("bert-base-uncased/vocab.txt")
-    with plain_errors(path):
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path}: no vocabulary, those have less than {MAX_BYTES // 10**6} MB")
-        raw = path.read_bytes()
+    with plain_errors(path), open_file(path) as f:
+        raw = f.read(MAX_BYTES + 1)
+    if len(raw) > MAX_BYTES:
+        raise UserError(f"{path}: no vocabulary, those have less than {MAX_BYTES // 10**6} MB")
     beside = path.with_name("tokenizer_config.json")
-    told = read_json(beside, "fetch the tokenizer again") if beside.is_file() else {}
+    told = read_json(beside, "fetch the tokenizer again") if os.path.exists(beside) else {}
     try:
         lower = told.get("do_lower_case", True)
         if path.suffix == ".json":
@@ -122,5 +124,5 @@ def get_wordpiece(where=None, vocab_size=30522):
             lines = raw.decode("utf-8").removesuffix("\n").split("\n")
             vocab = {line.rstrip("\r"): i for i, line in enumerate(lines)}
         return WordPiece({str(piece): int(i) for piece, i in vocab.items()}, bool(lower))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+    except DAMAGED as e:
         raise UserError(f"{path}: not WordPiece's vocabulary ({type(e).__name__}: {e})") from None

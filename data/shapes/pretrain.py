@@ -24,12 +24,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
+
+from lib.cli import UserError, clock, opt, parse, run  # isort: skip (lib before torch)
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
 from clip_vit import CLIPText, CLIPViT
 from data.shapes import world
@@ -38,7 +39,6 @@ from data.shapes.clip_batches import clip_batch
 from data.shapes.export import save_clip, save_gpt2
 from data.shapes.texts import discourse
 from gpt2 import GPT2, GPT2Config
-from lib.cli import UserError, clock, opt, parse, run
 from lib.files import replacing
 from weights.tokenizers import get_clip_tokenizer, get_tokenizer, pretokenize
 

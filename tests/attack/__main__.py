@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from lib.cli import UserError, opt, parse, run
 from tests.attack.watch import attack, bad, summary
 
-KINDS = ("weights", "tokenizers", "images", "records", "archives", "commands", "downloads", "kills")
+KINDS = ("weights", "tokenizers", "images", "records", "archives", "commands", "downloads", "kills",
+         "pairs")
 
 
 @dataclass

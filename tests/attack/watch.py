@@ -71,7 +71,8 @@ def run_case(case, number, seed):
         os.chdir(folder)
         reset_peak()
         before, began = peak(), time.process_time()
-        signal.setitimer(signal.ITIMER_REAL, 3 * SECONDS)  # others may want the processor, too
+        # Others may want the processor, too; a case of many processes says how long it may take.
+        signal.setitimer(signal.ITIMER_REAL, getattr(case, "patience", 3 * SECONDS))
         try:
             call()
             result, detail = "fine", ""
@@ -79,6 +80,8 @@ def run_case(case, number, seed):
             signal.setitimer(signal.ITIMER_REAL, 0)
     except UserError as e:
         result, detail = "refused" if is_clear(str(e)) else "unclear", f"{str(e)[:300]!r}"
+        if label == "?":  # raised while the case was made
+            result = "traceback"
     except TooLong as e:
         result, detail = "slow", place(e)
     except BaseException as e:
@@ -111,22 +114,23 @@ def work(case, numbers, seed, pipe):
 def attack(case, numbers, seed=1):
     """Outcomes of the cases with these numbers. A child that dies or hangs is replaced."""
     context, todo, outcomes = multiprocessing.get_context("fork"), list(numbers), []
+    patience = 2 * getattr(case, "patience", 3 * SECONDS)
     while todo:
         ours, theirs = context.Pipe()
         child = context.Process(target=work, args=(case, todo, seed, theirs), daemon=True)
         child.start()
         theirs.close()
         try:
-            while todo and ours.poll(60):
+            while todo and ours.poll(patience):
                 number = ours.recv()
-                if not ours.poll(60):
+                if not ours.poll(patience):
                     break
                 outcomes.append(ours.recv())
                 todo.remove(number)
         except EOFError:  # it died in the middle of a case
             pass
         if todo:
-            outcomes.append(Outcome(todo.pop(0), "?", "died", "killed, crashed, or silent for 60 s"))
+            outcomes.append(Outcome(todo.pop(0), "?", "died", "killed, crashed or silent for long"))
         child.kill()
         child.join()
     return outcomes
