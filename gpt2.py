@@ -134,6 +134,7 @@ class MLP(nn.Module):
 
 class Block(nn.Module):
     """One layer: attention mixes positions, the MLP works on each; both add to x."""
+    parts = {"ln_1": "attn", "ln_2": "mlp"}  # each norm, and what it stands before
 
     def __init__(self, config):
         super().__init__()
@@ -174,9 +175,13 @@ class GPT2(nn.Module):
                             "new tokens")
         return self.wte(idx) + self.wpe(torch.arange(pos, pos + T, device=idx.device))
 
-    def head(self, x):
-        """The last states -> logits (.., V) in float32. The output matrix is the embedding."""
-        return F.linear(self.ln_f(x), self.wte.weight).float()
+    def start(self, idx, state, run):
+        """Rows of text (R, T) as model.py has them -> x; plm/ has models that read otherwise."""
+        return self.embed(idx, state.pos)
+
+    def head(self, x, norm=None):
+        """The last states -> logits (.., V) in float32: a norm (None: ln_f), then the embedding."""
+        return F.linear((norm or self.ln_f)(x), self.wte.weight).float()
 
     def forward(self, idx, cache=None):
         x = self.embed(idx, cache.len[0] if cache else 0)

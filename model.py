@@ -32,14 +32,15 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from clip_vit import CLIPViT
-from data.batches import count_targets, pad
+from data.batches import count_targets, pad, text_ids
 from data.tasks import condition
-from gpt2 import GPT2, Cache
+from gpt2 import Cache
 from lib.cli import UserError
 from lib.decoding import Beams, Draws, sample_token
 from lib.devices import cast_matrices, to_device
 from lib.files import repo_path
 from lib.settings import find_method, method_config
+from plm import load_lm
 from weights.checkpoints import checkpoint_file, no_larger_than, read_run_info, restore
 from weights.reading import fingerprint, read
 from weights.safetensors import write
@@ -53,6 +54,7 @@ class TextState:
     pos: int = 0  # text tokens already in the cache: the position of the first new one
     condition_len: object = None  # (R,) given tokens of each row: eot and question; captions: 1
     wanted: object = None  # flat positions in R * T whose logits are wanted; None: all
+    summary: object = None  # (R, 1, C) of a model with an encoder: its text in one state
 
 
 def select(x, state):
@@ -71,6 +73,7 @@ class Method(nn.Module):
     class Config:
         """The method's settings, made by lib.cli.opt: they become flags of train.py."""
 
+    lms = "gpt2", "llama"  # kinds of language models that it fits (weights/kinds.py)
     needs_image = True  # False: items without an image are read as text alone, with ctx None
     answers = ()  # the classes of a method that chooses an answer; empty: it writes text
     soft_answers = False  # several answers may be right, each with a probability of its own
@@ -179,7 +182,7 @@ class SeeGPT(nn.Module):
 
     def forward_text(self, idx, ctx, state):
         """Rows of text (R, T), only the new tokens if there is a cache -> the method's logits."""
-        x = self.lm.embed(idx, state.pos)
+        x = self.lm.start(idx, state, self.method.block)
         for l, layer in enumerate(self.lm.h):
             x = self.method.block(l, layer, x, ctx, state)
         return self.method.logits(self.lm, x, ctx, state)
@@ -187,9 +190,9 @@ class SeeGPT(nn.Module):
     # ------------------------------------------------------------------------ generation
 
     def group_by_length(self, prompts):
-        """Groups of prompts of equal length: (their indices, ids (n, T) that begin with eot).
+        """Groups of prompts of equal length: (their indices, ids (n, T), as of text_ids).
         GPT-2 here has no padding mask, so only equals run together."""
-        ids = [[self.lm.eot, *self.lm.tokenizer.encode_ordinary(p)] for p in prompts]
+        ids = [text_ids(self.lm.tokenizer, p) for p in prompts]
         for length in sorted({len(i) for i in ids}):
             group = [i for i in range(len(ids)) if len(ids[i]) == length]
             yield group, torch.tensor([ids[i] for i in group], device=self.lm.wte.weight.device)
@@ -234,7 +237,8 @@ class SeeGPT(nn.Module):
         cache = Cache(self.method.cache_layers(self.lm), T + max_new_tokens + self.method.n_prompt)
         condition_len = self.condition_lengths(torch.full((B,), T, device=idx.device))
         last = torch.arange(1, B + 1, device=idx.device) * T - 1
-        logits = self.forward_text(idx, ctx, TextState(cache, 0, condition_len, last))  # (B, V)
+        state = TextState(cache, 0, condition_len, last)
+        logits, cache = self.forward_text(idx, ctx, state), state.cache  # (B, V)
         cache.repeat(search.rows)
         condition_len = condition_len.repeat_interleave(search.rows)
         every = torch.arange(B * search.rows, device=idx.device)
@@ -279,7 +283,7 @@ class SeeGPT(nn.Module):
         refused where their hash differs: an adapter means nothing on top of other weights.
         """
         path, info = checkpoint_file(path), read_run_info(path)
-        lm = GPT2.from_pretrained(lm or repo_path(info["lm"]["name"]))
+        lm = load_lm(lm or repo_path(info["lm"]["name"]), find_method(info["method"]))
         vit = CLIPViT.from_pretrained(clip or repo_path(info["clip"]["name"]))
         for name, model, flag in (("lm", lm, "train_lm"), ("clip", vit, "train_vision")):
             if not info[flag] and fingerprint(model) != info[name]["sha256"]:

@@ -33,6 +33,7 @@ from dataclasses import dataclass
 import torch
 
 from clip_vit import MEAN, STD, preprocess
+from data.batches import text_ids
 from data.boxes import boxes_of, load_boxes
 from data.features import whole_image_features
 from data.tasks import condition
@@ -113,7 +114,7 @@ def attention_maps(model, feats, start, ids):
 
 def caption_cells(model, x, feats, prompt, ids):
     """The picture, then a heat map for every word of a caption: [(image, label)]."""
-    start = [model.lm.eot, *model.lm.tokenizer.encode_ordinary(prompt)]
+    start = text_ids(model.lm.tokenizer, prompt)
     maps, image = attention_maps(model, feats, start, ids), pictures.from_pixels(x, MEAN, STD)
     found = [(word, maps[places].mean(0)) for word, places in join_words(model.lm.tokenizer, ids)]
     # One scale for all words: with its own, an "a" that hardly looks anywhere would glow, too.
@@ -123,7 +124,7 @@ def caption_cells(model, x, feats, prompt, ids):
 
 def answer_cells(model, x, feats, prompt, ids=None):
     """The picture, then where DVP's one prompt token looked: all heads, and each. No ids follow."""
-    ids = [model.lm.eot, *model.lm.tokenizer.encode_ordinary(prompt)]
+    ids = text_ids(model.lm.tokenizer, prompt)
     layers = record_attention(model, feats, ids, len(ids))
     if not layers:
         raise UserError("--attn: this model has no single prompt that looks at the image, so there "

@@ -33,15 +33,15 @@ from data.recipes import PRESETS, RECIPES
 from data.shapes import prepare
 from data.shapes.exact import report_exact
 from data.tasks import find_dataset
-from gpt2 import GPT2
 from lib import cli, pictures
 from lib.devices import Processes, autocast, peak_memory, pick_dtype, to_device
 from lib.files import repo_path
 from lib.optim import check_reached, make_optimizer, schedule
-from lib.runs import (Log, check_finite, loop, print_parameters, put_back, save_resume, say_done,
-                      show_validation, writing_alone)
+from lib.runs import (Log, check_finite, grad_scaler, loop, print_parameters, put_back, save_resume,
+                      say_done, show_validation, writing_alone)
 from lib.settings import check, count_steps, differing, find_method, read_command
 from model import SeeGPT, training_step
+from plm import load_lm
 from weights.checkpoints import begin_with, checkpoint_file
 from weights.reading import fingerprint, read
 
@@ -98,8 +98,7 @@ class Run:
         self.device = self.processes.device
         self.dtype, self.why = pick_dtype(config.dtype, self.device)
         self.autocast = autocast(self.device, self.dtype)
-        # Cached features need no processes that read images.
-        self.workers = 0 if config.cache else config.workers
+        self.workers = 0 if config.cache else config.workers  # cached features are read by none
         self.method = find_method(config.method)
 
     def load_data(self):
@@ -128,7 +127,7 @@ class Run:
         config, self.feats = self.config, {}
         with self.processes.main_first():  # a download happens once
             self.vit = CLIPViT.from_pretrained(repo_path(config.clip))
-            self.lm = GPT2.from_pretrained(repo_path(config.lm))
+            self.lm = load_lm(repo_path(config.lm), self.method)
             self.lm.tokenizer  # asked for now: a missing one should not end a run later
         self.hashes = {"lm": fingerprint(self.lm), "clip": fingerprint(self.vit)}
         self.vit, self.lm = self.vit.to(self.device), self.lm.to(self.device)
@@ -159,10 +158,6 @@ class Run:
         return Batches(self.entries[split], self.lm.tokenizer, self.config, self.vit.image_size,
                        self.feats.get(split), self.processes if split == "train" else None,
                        method.answers, method.soft_answers, self.lm.config.n_positions)
-
-    def scaler(self):
-        """Keeps small gradients in float16 from vanishing; does nothing for other dtypes."""
-        return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
 
 @torch.no_grad()
@@ -199,7 +194,7 @@ def train(model, run):
     """Step after step: now and then a log line, now and then validation and saving."""
     config, processes, say = run.config, run.processes, run.processes.say
     data = {split: run.batches(split, model.method) for split in run.entries}
-    optimizer, scaler = make_optimizer(model.trained(), config, run.device), run.scaler()
+    optimizer, scaler = make_optimizer(model.trained(), config, run.device), grad_scaler(run)
     steps, first, best = count_steps(run), 0, float("inf")
     if run.resume:
         first, best = put_back(run.resume, model, optimizer, scaler, best=best)

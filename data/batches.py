@@ -159,24 +159,24 @@ def text_rows(texts, k, tokenizer, max_tokens):
     """Texts per image (lists of at most k (condition, {answer: count})) -> idx, targets (B * k, T),
     condition_len (B * k,), wanted.
 
-    A row is EOT text EOT: the model reads all but the last and is asked for all but the first. A
-    text that was cut after max_tokens does not end there, so it is not asked for an end. Of a
-    question only the answer is asked for: "question: ... answer:", " red" -> targets [-1, ..., -1,
-    red, EOT]. Inputs are padded with EOT, targets with -1. pitfall: EOT as a target must count, or
-    the model never learns to stop; padding must not. An image with fewer texts than k gets filler
-    rows without any target.
+    A row is EOT text EOT (or begins with first_token): the model reads all but the last and is
+    asked for all but the first. A text that was cut after max_tokens does not end there, so it is
+    not asked for an end. Of a question only the answer is asked for: "question: ... answer:", "
+    red" -> targets [-1, ..., -1, red, EOT]. Inputs are padded with EOT, targets with -1. pitfall:
+    EOT as a target must count, or the model never learns to stop; padding must not. An image with
+    fewer texts than k gets filler rows without any target.
     """
     eot, rows = tokenizer.eot_token, []
     for image_texts in texts:
         for condition, answers in image_texts:
             answer = max(answers, key=answers.get)
-            # pitfall: " red" and "red" are different tokens; behind a text only the first fits.
-            answer = tokenizer.encode_ordinary(f" {answer}" if condition else str(answer))
+            answer = encode_answer(tokenizer, str(answer), condition)
             end = [eot] if len(answer) <= max_tokens else [-1]
             rows.append((tokenizer.encode_ordinary(condition), answer[:max_tokens], end))
         rows += [([], None, None)] * (k - len(image_texts))
     T = 1 + max(len(condition) + len(answer or ()) for condition, answer, _ in rows)
     idx, targets = torch.full((len(rows), T), eot), torch.full((len(rows), T), -1)
+    idx[:, 0] = first_token(tokenizer)
     condition_len = torch.tensor([len(condition) + 1 for condition, _, _ in rows])
     for r, (condition, answer, end) in enumerate(rows):
         if answer is not None:
@@ -209,18 +209,37 @@ def answer_rows(texts, k, tokenizer, classes, soft):
 
 
 def pad(texts, tokenizer, device=None):
-    """Texts -> ids (R, T) that begin with eot and are filled up with it, and their lengths (R,).
+    """Texts -> ids (R, T) that begin with first_token and are filled up with eot, and their
+    lengths (R,).
 
     Filling behind a text changes nothing for who reads the state of its last word only.
     """
     eot = tokenizer.eot_token
-    ids = [[eot, *tokenizer.encode_ordinary(text)] for text in texts]
+    ids = [text_ids(tokenizer, text) for text in texts]
     T = max(map(len, ids))
     idx = torch.tensor([i + [eot] * (T - len(i)) for i in ids], device=device)
     return idx, torch.tensor([len(i) for i in ids], device=device)
 
 
+def first_token(tokenizer):
+    """The id that begins every text: of GPT-2 the one that ends it, of others one of its own."""
+    bos = getattr(tokenizer, "bos", None)  # tiktoken's encodings know of none
+    return tokenizer.eot_token if bos is None else bos
+
+
+def text_ids(tokenizer, text):
+    """The ids of a text with the one that begins it."""
+    return [first_token(tokenizer), *tokenizer.encode_ordinary(text)]
+
+
+def encode_answer(tokenizer, text, condition):
+    """The ids of a text behind a condition ("": alone). pitfall: " red" and "red" are different
+    tokens; behind a text only the first fits. SentencePiece puts the space there by itself."""
+    spaced = condition and not getattr(tokenizer, "dummy", False)
+    return tokenizer.encode_ordinary(f" {text}" if spaced else text)
+
+
 def fits(tokenizer, text, room):
-    """Whether a text has at most `room` tokens, with the eot that begins it."""
-    return (1 + len(text.encode()) <= room  # a token is a byte at least
+    """Whether a text has at most `room` tokens, with the one that begins it."""
+    return (2 + len(text.encode()) <= room  # a token is a byte at least, or a space put in front
             or 1 + len(tokenizer.encode_ordinary(text)) <= room)

@@ -343,6 +343,11 @@ def load_batches(data, first, steps, workers, device):
         yield step, batch
 
 
+def grad_scaler(run):
+    """Keeps small gradients in float16 from vanishing; does nothing for other dtypes."""
+    return torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
+
+
 def loop(run, data, first, steps, save):
     """Yields (step, batch) for the caller to train on. After that, when it is due, at the end, or
     when it cannot go on, the main process calls save(steps done, whether it was due).

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from data.tasks import dataset_name
 from lib.cli import UserError, check_range, check_setting, default_of, note, parse
-from lib.files import check_writable
+from lib.files import check_writable, repo_path
 from lib.runs import load_resume, new_folder, newest, newest_run
 from weights.checkpoints import read_run_info
+from weights.kinds import kind_of
 
 ROOT = Path(__file__).resolve().parents[1]
 # The built-in methods: module and class.
@@ -122,15 +123,22 @@ CHANGEABLE = set("steps epochs accumulate grad_clip eval_every eval_images log_e
 
 
 def find_recipe(config, recipes, presets):
-    """(name, settings): the dataset's, or its own for the method, and on top those of --preset."""
+    """(name, settings): the dataset's, or its own for the method, and on top those of the method on
+    this kind of language model and those of --preset."""
     preset = presets.get(config.preset, {})
     if config.preset and not preset:
         raise UserError(f"--preset {config.preset}: there are {', '.join(presets)}")
     dataset = dataset_name(config.dataset)
     special = f"{dataset}, {config.method}"
-    name = special if special in recipes else dataset
-    names = [name] * (name in recipes) + [config.preset] * bool(config.preset)
-    return " with preset ".join(names) or "none", recipes.get(name, {}) | preset
+    names, settings = [special if special in recipes else dataset], {}
+    if any(name.startswith(f"{config.method} on ") for name in recipes):
+        kind = f"{config.method} on {kind_of(repo_path(config.lm))}"
+        names += [kind, f"{dataset}, {kind}"]
+    names = [name for name in names if name in recipes]
+    for name in names:
+        settings |= recipes[name]
+    with_preset = [", ".join(names[:2])] * bool(names) + [config.preset] * bool(config.preset)
+    return " with preset ".join(with_preset) or "none", settings | preset
 
 
 def read_command(Config, recipes, presets, argv=None):

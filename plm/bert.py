@@ -38,6 +38,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root, for these:
 from lib.cli import UserError, opt, parse, run
+from plm.rows import end_conditions
 from weights.public import locate
 from weights.reading import head_count, layer_count, load_into, metadata, read, read_config
 from weights.wordpiece import get_wordpiece
@@ -73,7 +74,9 @@ class SelfAttention(nn.Module):
     def forward(self, x, mask=None):
         q, k, v = (part(x).unflatten(2, (self.n_head, -1)).transpose(1, 2)  # (B, nh, T, hs)
                    for part in (self.query, self.key, self.value))
-        seen = None if mask is None else mask.bool()[:, None, None]  # (B, 1, 1, T)
+        if mask is not None:  # what a method has put in front of the text is seen by all
+            mask = F.pad(mask.bool(), (x.shape[1] - mask.shape[1], 0), value=True)
+        seen = None if mask is None else mask[:, None, None]  # (B, 1, 1, T)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
         return y.transpose(1, 2).flatten(2)
 
@@ -89,6 +92,7 @@ class Output(nn.Module):
 
 class Layer(nn.Module):
     """One layer, x (B, T, C) -> (B, T, C). mask (B, T) or None; l is there as in gpt2.py."""
+    parts = {"ln_1": "attn", "ln_2": "mlp"}
 
     def __init__(self, config):
         super().__init__()
@@ -140,6 +144,7 @@ class BERT(nn.Module):
             "position_embeddings": nn.Embedding(config.n_positions, C),
             "token_type_embeddings": nn.Embedding(config.n_types, C),
             "LayerNorm": layer_norm(config)})
+        self.ln_f = nn.Identity()  # GPT-2's name for a norm that BERT, being post-norm, has not
         layers = nn.ModuleList(Layer(config) for _ in range(config.n_layer))
         self.encoder = nn.ModuleDict({"layer": layers})
         self.cls = nn.ModuleDict({"predictions": MLMHead(config)}) if config.mlm else None
@@ -167,6 +172,16 @@ class BERT(nn.Module):
         # that another order moves them by 1e-4 in a published file.
         return parts["LayerNorm"](self.wte(idx) + parts["token_type_embeddings"](types)
                                   + parts["position_embeddings"](positions))
+
+    def start(self, idx, state, run):
+        """Rows of text (R, T) as model.py has them, which begin with [CLS] -> x (R, T + 1, C): each
+        condition gets its [SEP], and the layers a mask for what is behind. [CLS] stands for all."""
+        if state.wanted is not None:
+            raise UserError("BERT fills in words, it writes no text: choose among answers, "
+                            "--readout head")
+        idx, state.cache = end_conditions(idx, state.condition_len, self.eot)
+        state.condition_len = None
+        return self.embed(idx)
 
     def head(self, x):
         """The last states -> logits (.., V) in float32. UserError if the file held no such head."""

@@ -149,6 +149,7 @@ class MLP(nn.Module):
 
 class Block(nn.Module):
     """One layer, word for word GPT-2's."""
+    parts = {"ln_1": "attn", "ln_2": "mlp"}
 
     def __init__(self, config):
         super().__init__()
@@ -187,13 +188,14 @@ class LLaMA(nn.Module):
                             "fewer new tokens")
         return self.wte(idx)
 
-    def head(self, x):
-        """The last states -> logits (.., V) in float32."""
+    def head(self, x, norm=None):
+        """The last states -> logits (.., V) in float32, with ln_f or another norm."""
         head = self.wte if self.lm_head is None else self.lm_head
-        return F.linear(self.ln_f(x), head.weight).float()
+        return F.linear((norm or self.ln_f)(x), head.weight).float()
 
     # Layer after layer, token after token, and the tokenizer: nothing here differs from GPT-2.
-    forward, generate, tokenizer, eot = GPT2.forward, GPT2.generate, GPT2.tokenizer, GPT2.eot
+    forward, generate, start = GPT2.forward, GPT2.generate, GPT2.start
+    tokenizer, eot = GPT2.tokenizer, GPT2.eot
 
     @classmethod
     def from_pretrained(cls, name):

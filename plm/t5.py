@@ -43,6 +43,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root, for these:
 from gpt2 import Cache
 from lib.cli import UserError, opt, parse, run
+from plm.rows import split_rows
 from weights.public import locate
 from weights.reading import layer_count, load_into, read, read_config
 from weights.sentencepiece import get_t5_tokenizer
@@ -82,16 +83,21 @@ def bucket(distance, both, n, most):
     return behind + torch.where(distance < exact, distance, far)
 
 
-class Reading:
-    """What the layers of one stack may look at. mask (B, S): what of the text that was read is no
-    padding. text: in the decoder, that text's keys and values (B, nh, S, hs) for each layer.
-    max_len: room in the cache for what is written, 0: no cache."""
+class Reading(Cache):
+    """What the layers of one stack may look at. mask (B, S): what of the text is no padding. In
+    the decoder, the encoder's states (B, S, C), and keys and values (B, nh, S, hs) of them for each
+    layer. max_len: room in the cache for what is written, 0: nothing is kept."""
 
-    def __init__(self, stack, mask=None, text=None, max_len=0):
-        self.stack, self.text = stack, text
+    def __init__(self, stack, mask=None, states=None, text=None, max_len=0):
+        super().__init__(len(stack.block), max_len)
+        self.stack, self.states, self.text = stack, states, text
         self.mask = None if mask is None else mask.bool()[:, None, None]  # (B, 1, 1, S)
-        self.cache = Cache(len(stack.block), max_len) if max_len else None
         self.shape, self.scores = None, None
+
+    def repeat(self, k):
+        super().repeat(k)
+        self.mask = None if self.mask is None else self.mask.repeat_interleave(k, 0)
+        self.text = [[part.repeat_interleave(k, 0) for part in kv] for kv in self.text]
 
     def bias(self, T, S):
         """What is added to the scores of T queries, the last of S tokens: (1 or B, nh, T, S). The
@@ -125,8 +131,8 @@ class Attention(nn.Module):
             (k, v), bias = reading.text[l], reading.mask
         else:
             k, v = self.project_kv(x)
-            if reading.cache is not None:
-                k, v = reading.cache.add(l, k, v)
+            if reading.max_len:
+                k, v = reading.add(l, k, v)
             bias = reading.bias(x.shape[1], k.shape[2])
         # pitfall: torch divides scores by sqrt(hs) unless told otherwise. T5 does not: its q were
         # smaller from the start.
@@ -154,9 +160,15 @@ class MLP(nn.Module):
         return self.wo(g * self.wi_1(x))
 
 
-def rms_norm(config):
-    """x / sqrt(mean(x^2)) * weight: no mean is taken away, and there is no bias."""
-    return nn.RMSNorm(config.n_embd, eps=1e-6)
+class RMSNorm(nn.RMSNorm):
+    """x / sqrt(mean(x^2)) * weight. The encoder's last one may be run as if it were a layer."""
+    parts = {}
+
+    def __init__(self, config):
+        super().__init__(config.n_embd, eps=1e-6)
+
+    def forward(self, x, reading=None, l=0):
+        return super().forward(x)
 
 
 class Block(nn.Module):
@@ -167,8 +179,11 @@ class Block(nn.Module):
         parts = {"SelfAttention": Attention(config, table=first),
                  "EncDecAttention": Attention(config, cross=True) if decoder else None,
                  "DenseReluDense": MLP(config)}
-        self.layer = nn.ModuleList(nn.ModuleDict({name: part, "layer_norm": rms_norm(config)})
+        self.layer = nn.ModuleList(nn.ModuleDict({name: part, "layer_norm": RMSNorm(config)})
                                    for name, part in parts.items() if part)
+        self.parts = {"ln_1": "attn", "ln_cross": "cross", "ln_2": "mlp"}  # as in gpt2.py
+        if not decoder:
+            del self.parts["ln_cross"]
 
     # gpt2.py's names, and two for what GPT-2 has not.
     ln_1 = property(lambda self: self.layer[0]["layer_norm"])
@@ -192,7 +207,7 @@ class Stack(nn.Module):
         super().__init__()
         self.config, self.decoder = config, decoder
         self.block = nn.ModuleList(Block(config, decoder, first=i == 0) for i in range(n))
-        self.final_layer_norm = rms_norm(config)
+        self.final_layer_norm = RMSNorm(config)
 
     def bias(self, T, S):
         """The table's numbers for the last T of S tokens as queries: (1, nh, T, S). The decoder
@@ -229,24 +244,40 @@ class T5(nn.Module):
     wte = property(lambda self: self.shared)
     h = property(lambda self: self.decoder.block)
     ln_f = property(lambda self: self.decoder.final_layer_norm)
+    reader = property(lambda self: [*self.encoder.block, self.encoder.final_layer_norm])
 
     def embed(self, idx, pos=0):
         """Ids (B, T) -> x (B, T, C). Whatever the position: distances are the layers' business."""
         return self.shared(idx)
 
-    def read(self, idx, mask=None, max_len=0):
+    def read(self, idx, mask=None, max_len=0, run=lambda l, layer, *args: layer(*args, l)):
         """The encoder: a text (B, S), mask True for tokens and False for padding -> the Reading
-        that every layer of the decoder is given, layer(x, reading, l)."""
+        that every layer of the decoder is given, layer(x, reading, l). run: how a layer runs."""
         reading, x = Reading(self.encoder, mask), self.embed(idx)
-        for l, layer in enumerate(self.encoder.block):
-            x = layer(x, reading, l)
-        x = self.encoder.final_layer_norm(x)
+        for l, layer in enumerate(self.reader):
+            x = run(l, layer, x, reading)
         text = [layer.cross.project_kv(x) for layer in self.h]  # once, however much is written
-        return Reading(self.decoder, mask, text, max_len)
+        return Reading(self.decoder, mask, x, text, max_len)
 
-    def head(self, x):
-        """The last states -> logits (.., V) in float32."""
-        x = self.ln_f(x)
+    def start(self, idx, state, run):
+        """Rows of text as model.py has them: the encoder reads the conditions, its layers by their
+        places from the end, run(l - n, layer, x, None, state) -> x (R, T', C) of the decoder."""
+        def run_here(l, layer, x, reading):
+            state.cache = reading
+            return run(l - len(self.reader), layer, x, None, state)
+
+        if state.pos:
+            return self.embed(idx)
+        text, mask, idx, state.wanted = split_rows(idx, state.condition_len, state.wanted, PAD, EOS)
+        state.cache = self.read(text, mask, state.cache.max_len if state.cache else 0, run_here)
+        seen = mask[..., None]
+        state.summary = (state.cache.states * seen).sum(1, True) / seen.sum(1, True)  # the mean
+        state.condition_len = None
+        return self.embed(idx)
+
+    def head(self, x, norm=None):
+        """The last states -> logits (.., V) in float32, with ln_f or another norm."""
+        x = (norm or self.ln_f)(x)
         x = x * self.config.n_embd ** -0.5 if self.config.scaled else x
         return F.linear(x, (self.lm_head or self.shared).weight).float()
 

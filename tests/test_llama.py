@@ -179,12 +179,10 @@ def test_generation_equals_reading_the_whole_text_again_and_stops_at_the_last_po
 @pytest.mark.parametrize("tied", [True, False])
 def test_every_method_runs_on_it_as_on_gpt2(method, config, same, tied, monkeypatch):
     """Cached greedy generation equals reading again; and step 0 is LLaMA where it should be."""
-    if method is DVP and not tied:
-        pytest.skip("DVP reads the logits from wte, so far")
     lm = random_model(tied=tied)
     monkeypatch.setattr(LLaMA, "eot", 0)
     monkeypatch.setattr(LLaMA, "tokenizer", type("T", (), {
-        "n_vocab": 61, "encode_ordinary": lambda self, s: [int(c) for c in s],
+        "n_vocab": 61, "eot_token": 0, "encode_ordinary": lambda self, s: [int(c) for c in s],
         "decode": lambda self, ids: " ".join(map(str, ids))})())
     torch.manual_seed(0)
     vit = CLIPViT(32, 8, 16, 1, 2, None)

@@ -216,7 +216,7 @@ def test_a_text_written_in_pieces_gives_the_logits_of_the_whole(ours, config, sp
     """Distances must know how much came before, in every layer."""
     reading = ours.read(IDX, MASK, 30)
     logits = torch.cat([ours.write(piece, reading) for piece in WRITE.split(split, 1)], 1)
-    assert furthest(logits, ours(IDX, MASK, WRITE)) < 1e-4 and reading.cache.len == [30] * 2
+    assert furthest(logits, ours(IDX, MASK, WRITE)) < 1e-4 and reading.len == [30] * 2
 
 
 @pytest.mark.parametrize("K", [0, 1])
@@ -232,7 +232,7 @@ def test_a_token_may_stand_in_front_of_the_text_from_any_layer_on(K):
             for l, layer in enumerate(OLD.h):
                 x = layer(torch.cat([p, x], 1) if l == K and n == 0 else x, reading, l)
             out.append(x[:, -piece.shape[1]:])
-        assert reading.cache.len == [30 + (l >= K) for l in range(2)]
+        assert reading.len == [30 + (l >= K) for l in range(2)]
         return OLD.head(torch.cat(out, 1))
 
     assert furthest(states((30,)), states((1,) * 30)) < 1e-4

@@ -308,6 +308,11 @@ class SentencePiece:
                 cut.append((piece, i))
         return cut
 
+    def decode_single_token_bytes(self, i):
+        """What the token adds to a text, as tiktoken's encodings say it."""
+        piece, kind = self.pieces[i], self.kinds[i]
+        return bytes([int(piece[3:5], 16)]) if kind == BYTE else piece.replace(SPACE, " ").encode()
+
     def decode(self, ids):
         """Ids -> the text. Control pieces are silent, a byte that is part of no character is �."""
         out, begins = bytearray(), self.dummy or self.trim
@@ -343,7 +348,7 @@ class T5Tokenizer:
             raise ValueError(f"{pieces.n_vocab} pieces, but the model has {vocab_size}" if extra < 0
                              else "no piece </s> for the end of a text")
         self.pieces, self.eot_token, self.n_vocab = pieces, pieces.eot_token, pieces.n_vocab + extra
-        self.encode_ordinary = pieces.encode_ordinary
+        self.encode_ordinary, self.bos = pieces.encode_ordinary, 0  # padding begins what it writes
         self.sentinels = named or {f"<extra_id_{n}>": self.n_vocab - 1 - n for n in range(extra)}
         self.names = {i: name for name, i in self.sentinels.items()}
 

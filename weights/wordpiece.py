@@ -49,8 +49,8 @@ class WordPiece:
         self.longest = max(map(len, vocab))
         self.pad, self.unk, self.cls, self.sep, self.mask = (vocab[token] for token in SPECIAL)
 
-    # What a language model asks of its tokenizer: the token that ends a text.
-    eot_token = property(lambda self: self.sep)
+    # What a language model asks of its tokenizer: the tokens that begin and end a text.
+    bos, eot_token = property(lambda self: self.cls), property(lambda self: self.sep)
 
     def words(self, text):
         """The words and marks of a text, cleaned."""
