@@ -1,7 +1,8 @@
-"""Pre-trains the two tiny backbones of the shapes world from nothing, on one CPU core.
+"""Pre-trains the tiny backbones of the shapes world from nothing, on one CPU core.
 
     python data/shapes/pretrain.py gpt2    # text only, 5 minutes
     python data/shapes/pretrain.py clip    # pictures and texts, 50 minutes
+    python data/shapes/pretrain.py llama bert t5    # text only (data/shapes/plms.py)
 
 The results, tiny-gpt2 and tiny-clip, are part of the repository: run this only to change them.
 --resume goes on after a stop.
@@ -12,7 +13,7 @@ which region (the patches of one Thing, averaged). differs: CLIP has no region l
 first loss alone nothing asks the last layer's patch tokens to say what is where, and the methods
 that read them get little; RegionCLIP (Zhong et al. 2022) is the model for the second.
 
-Both leave out every scene of the val, test and novel splits.
+All leave out every scene of the val, test and novel splits.
 """
 
 import hashlib
@@ -22,6 +23,7 @@ import re
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -33,7 +35,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from clip_vit import CLIPText, CLIPViT
-from data.shapes import world
+from data.shapes import plms, world
 from data.shapes.bpe import clip_vocabulary, gpt2_vocabulary
 from data.shapes.clip_batches import clip_batch
 from data.shapes.export import save_clip, save_gpt2
@@ -51,11 +53,11 @@ RELATIONS = 1500
 
 @dataclass
 class Config:
-    which: list = opt([], "gpt2 or clip", positional=True)
+    which: list = opt([], "gpt2, clip, llama, bert or t5", positional=True)
     steps: int = opt(0, "optimiser steps; 0: as many as made the committed files")
     seed: int = opt(1337, "of weights and data")
     threads: int = opt(1, "CPU threads: two runs side by side use two cores better than one run")
-    out: str = opt("", "folder for the result; empty: data/shapes/tiny-gpt2 or tiny-clip")
+    out: str = opt("", "folder for the result; empty: data/shapes/tiny-gpt2, ...")
     resume: bool = opt(False, "go on from the last checkpoint in the folder")
 
 
@@ -158,13 +160,21 @@ def sinusoids(length, octaves, n):
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 
-def pretrain_gpt2(config, folder, steps):
+def make_optimizers(model, blocks):
+    """blocks: {name: matrix} of the model's layers."""
     # Muon (Jordan et al. 2024) for the matrices of the blocks. Under AdamW the states get dominated
     # by a few directions, and what was said of the first Thing varies in directions that hardly
     # show: an attention trained on top does not find them. Muon uses all directions of a matrix
     # alike.
     if not hasattr(torch.optim, "Muon"):
-        raise UserError("pre-training GPT-2 needs torch 2.9 or newer, for torch.optim.Muon")
+        raise UserError("pre-training needs torch 2.9 or newer, for torch.optim.Muon")
+    others = [p for k, p in model.named_parameters() if k not in blocks]
+    return [torch.optim.Muon(blocks.values(), lr=3e-3, weight_decay=0.1, momentum=0.95,
+                             adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01)]
+
+
+def pretrain_gpt2(config, folder, steps):
     # The space belongs to the word behind it; texts are plain ASCII, so a simple pattern will do.
     texts = corpus(4000, config.seed) + 10 * EXTRA
     split = re.compile(r" ?[a-z]+| ?[^\sa-z]+").findall
@@ -177,16 +187,32 @@ def pretrain_gpt2(config, folder, steps):
         idx = gpt2_batch(random.Random(f"gpt2 {name} {config.seed} {step}"), enc)
         return F.cross_entropy(model(idx[:, :-1]).flatten(0, 1), idx[:, 1:].flatten()), ""
 
-    named = dict(model.named_parameters())
-    blocks = {k: p for k, p in named.items() if k.startswith("h.") and p.dim() == 2}
-    others = [p for k, p in named.items() if k not in blocks]
-    optimizers = [torch.optim.Muon(blocks.values(), lr=3e-3, weight_decay=0.1, momentum=0.95,
-                                   adjust_lr_fn="match_rms_adamw"),
-                  torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01)]
+    optimizers = make_optimizers(model, plms.blocks(model))
     for step in fit(model, optimizers, loss_at, steps, folder, config.resume):
         with torch.no_grad():
             print(f"  fresh scenes: loss {loss_at(step, 'fresh')[0].item():.4f}", flush=True)
         save_gpt2(model, folder, provenance(config, step))
+
+
+# ---------------------------------------------------------------------------- LLaMA, BERT, T5
+
+def pretrain_plm(kind, config, folder, steps):
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(config.seed)
+    model = plms.tiny(kind, folder, corpus(4000, config.seed) + 10 * EXTRA)
+    if kind == "bert":  # as GPT-2's: neighbouring positions are alike
+        positions = model.embeddings["position_embeddings"].weight
+        positions.data.copy_(0.08 * sinusoids(len(positions), octaves=8, n=positions.shape[1] // 2))
+
+    def loss_at(step, name="train"):
+        rng = random.Random(f"{kind} {name} {config.seed} {step}")
+        return plms.loss(kind, model, rng, lambda rng: discourse(scene_for(rng), rng)), ""
+
+    optimizers = make_optimizers(model, plms.blocks(model))
+    for step in fit(model, optimizers, loss_at, steps, folder, config.resume):
+        with torch.no_grad():
+            print(f"  fresh scenes: loss {loss_at(step, 'fresh')[0].item():.4f}", flush=True)
+        plms.save(kind, model, folder, provenance(config, step))
 
 
 # ---------------------------------------------------------------------------- CLIP
@@ -261,9 +287,10 @@ def pretrain_clip(config, folder, steps):
 
 def main(config):
     torch.set_num_threads(config.threads)
-    known = {"gpt2": (pretrain_gpt2, 1200), "clip": (pretrain_clip, 4000)}
+    known = {"gpt2": (pretrain_gpt2, 1200), "clip": (pretrain_clip, 4000),
+             **{kind: (partial(pretrain_plm, kind), 1200) for kind in ("llama", "bert", "t5")}}
     if not config.which or not known.keys() >= {*config.which}:
-        raise UserError("say what to pre-train: gpt2 or clip")
+        raise UserError(f"say what to pre-train: {', '.join(known)}")
     for name in config.which:
         pretrain, steps = known[name]
         pretrain(config, Path(config.out or HERE / f"tiny-{name}"), config.steps or steps)
