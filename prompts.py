@@ -137,6 +137,7 @@ class DVP(Method):
         readout: str = opt("lm", "write answers, or choose (head: DVP)", choices=("lm", "head"))
         soft: bool = opt(False, "several answers may be right, a yes or no for each (VQA2.0)")
         heads: int = opt(0, "of the cross-attention; 0: as the LM, 16 above width 768 (DVP)")
+        draws: int = opt(5, "of the search: layers tried a step (DVP 5, LLaMA 10)", at_least=1)
         answers: list = opt([], "the answers to choose from; empty: the dataset's")
 
     def __init__(self, config, lm, vit):
@@ -244,17 +245,17 @@ class Bandit:
     pitfall: scores in 0..1 would move alpha a hundred times less, and find nothing.
     """
 
-    RATE, DRAWS = 0.005, 5
+    RATE = 0.005
 
-    def __init__(self, L):
-        self.alpha = torch.zeros(L, dtype=torch.float64)
+    def __init__(self, L, draws=5):
+        self.alpha, self.draws = torch.zeros(L, dtype=torch.float64), draws
 
     def policy(self):
         return self.alpha.softmax(0)
 
     def sample_layers(self, generator=None):
         """N layers drawn from the policy, with replacement: (N,)."""
-        return torch.multinomial(self.policy(), self.DRAWS, True, generator=generator)
+        return torch.multinomial(self.policy(), self.draws, True, generator=generator)
 
     def update(self, layers, scores):
         """layers (N,), scores (N,) in percent. A layer drawn twice moves twice."""
@@ -301,7 +302,8 @@ def search_layer(method_config, run):
     data = run.batches("train", model.method)
     mini = data.subset(mixed[:kept], max(1, config.batch // 2))
     optimizer, scaler = make_optimizer(model.trained(), config, run.device), grad_scaler(run)
-    bandit, dice = Bandit(len(model.lm.h)), torch.Generator().manual_seed(config.seed)
+    bandit = Bandit(len(model.lm.h), method_config.draws)
+    dice = torch.Generator().manual_seed(config.seed)
     first, history = 0, {}  # {step: policy}
     more = lambda: {"alpha": bandit.alpha, "history": history, "dice": dice.get_state()}
     if resume:

@@ -31,7 +31,7 @@ RECIPES = {
 RECIPES |= {
     "dvp on bert": dict(readout="head", types=True),
     "dvp on t5": dict(types=True),
-    "dvp on llama": dict(adapter=64, silu=True, widening=0.125),
+    "dvp on llama": dict(adapter=64, silu=True, widening=0.125, draws=10),
     "shapes/vqa, dvp on llama": dict(adapter=8, widening=2.0),  # a 64th of a tiny one is nothing
     "vqa2, dvp on bert": dict(lr=1e-3),
     **{f"{name}, dvp on t5": dict(lr=3e-4) for name in ("vqa2", "gqa", "snli_ve")},

@@ -112,6 +112,18 @@ def test_frozen_stays_and_all_that_is_trained_learns(name):
             assert not torch.equal(p, before[n]), n
 
 
+@pytest.mark.parametrize("name", ["bert-full", "t5-head", "t5-lm", "llama-lm"])
+def test_the_language_model_is_tuned_where_that_is_asked_for(name):
+    """All of it that takes part, which BERT's head for masked words does not."""
+    model = build(name, train_lm=True).train()
+    model(*inputs(name))[1].backward()
+    left = {n for n, p in model.lm.named_parameters() if p.grad is None}
+    if "adapter" in CASES[name][1]:  # else norms are learnt as copies
+        assert left == {n for n in left if n.startswith("cls.")} and left
+    assert model.lm.wte.weight.grad.abs().sum() > 0
+    assert all(p.grad is not None for p in model.method.parameters())
+
+
 @every
 def test_an_image_changes_its_own_rows_and_no_others(name):
     model, (images, idx, targets, lengths) = build(name), inputs(name)

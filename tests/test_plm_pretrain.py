@@ -5,8 +5,8 @@ from one command to the answer to a question.
 import random
 
 import pytest
-import torch
 import test_dvp
+import torch
 from test_train import fit, same
 
 from data.shapes import plms, pretrain

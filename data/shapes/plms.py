@@ -57,7 +57,8 @@ def t5_vocabulary(folder, texts):
     content = {"version": "1.0", "normalizer": None, "model": {
         "type": "Unigram", "unk_id": 2, "byte_fallback": False,
         "vocab": [*([name, 0.0] for name in special), *([p, s] for p, s in pieces.items())]},
-        "added_tokens": [{"id": i, "content": name, "special": True}
+        "added_tokens": [{"id": i, "content": name, "special": True, "single_word": False,
+                          "lstrip": False, "rstrip": False, "normalized": False}
                          for i, name in enumerate(special)],
         "pre_tokenizer": {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "always",
                           "split": True},
