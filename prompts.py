@@ -16,7 +16,7 @@ import torch.nn as nn
 from PIL import Image
 
 from clip_vit import Transformer
-from data.batches import Batch, answer_accuracy, count_targets
+from data.batches import Batch, answer_accuracy, count_targets, encode_answer
 from ituning import CrossAttention, pick_heads, plain_layer_norm
 from lib import pictures
 from lib.cli import UserError, opt, time_left
@@ -117,7 +117,7 @@ class DVP(Method):
     states asks, and p stands in front of what the decoder writes, or of its start, if that is
     classified. data/recipes.py has what was published for each model.
 
-    differs: GPT-2's sizes follow their BERT, its causal order their LLaMA. There the query is the
+    differs: GPT-2's sizes follow their BERT, its causal order their LLaMA. On both the query is the
     question's last token, which alone has read all of it; theirs for LLaMA is an end of text behind
     it. No dropout, one learning rate. Their T5 loses its distances above the first layer of each
     stack, lets p see the start behind it, and counts padding in the mean: a fault, not followed.
@@ -169,7 +169,7 @@ class DVP(Method):
                                      for layer in layers_of(lm) if adapters)
         self.ln_f = deepcopy(lm.ln_f) if adapters else None
         if self.answers:
-            hidden = int(config.widening * C)
+            hidden = max(1, int(config.widening * C))
             self.classify = nn.Sequential(nn.Linear(C, hidden), nn.LayerNorm(hidden), nn.GELU(),
                                           nn.Linear(hidden, len(self.answers)))
             init_linear(self.classify[0], 0.02)
@@ -379,7 +379,7 @@ def fill_in(model, images, prompts, words):
     feats, one a prompt."""
     feats = model.image_features(images)
     # pitfall: "red" without the space in front is another token.
-    pieces = [model.lm.tokenizer.encode_ordinary(f" {word}") for word in words]
+    pieces = [encode_answer(model.lm.tokenizer, word, "behind a text") for word in words]
     found = feats.new_zeros(len(prompts), len(words))
     for group, idx in model.group_by_length(prompts):
         n, T = idx.shape

@@ -11,6 +11,7 @@ from test_methods import B, K, Letters, V, close, perturbed
 
 import train
 from clip_vit import CLIPViT
+from data.batches import encode_answer, text_ids, text_rows
 from data.recipes import RECIPES
 from gpt2 import GPT2, Cache, GPT2Config
 from ituning import ITuning
@@ -25,6 +26,7 @@ from prompts import DVP
 from weights.kinds import kind_of
 from weights.reading import read
 from weights.safetensors import write
+from weights.sentencepiece import BPE, SentencePiece
 
 HEAD = dict(readout="head", answers=list("abcde"))
 TYPED = dict(types=True)
@@ -282,6 +284,20 @@ def test_without_adapters_effect_and_prompt_the_logits_are_the_frozen_models(nam
         want = lm(text, None, torch.cat([torch.tensor([0]), idx[r, n:]])[None])[0]
         close(logits[:int(scored.sum())], want)
         logits = logits[int(scored.sum()):]
+
+
+def test_texts_begin_with_the_models_own_token_and_answers_with_one_space():
+    """GPT-2's begin as they end. SentencePiece puts the space in front of an answer by itself."""
+    assert [text_ids(Letters(), "B"), text_ids(Begins(35, 36), "B")] == [[36, 1], [35, 1]]
+    pieces = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3), ("▁red", -1.0, 1),
+              ("▁", -2.0, 1), ("r", -3.0, 1), ("e", -3.0, 1), ("d", -3.0, 1), ("▁r", -2.5, 1),
+              ("ed", -2.6, 1)]
+    llama = SentencePiece(pieces, BPE, trim=False)
+    assert encode_answer(llama, "red", "what colour?") == [3] == encode_answer(llama, "red", "")
+    assert [llama.decode_single_token_bytes(i) for i in (3, 4, 9)] == [b" red", b" ", b"ed"]
+    assert llama.bos == 1 == text_ids(llama, "red")[0]
+    idx, targets, lengths, _ = text_rows([[("red", {"red": 1})]], 1, llama, 9)
+    assert idx.tolist() == [[1, 3, 3]] and targets.tolist() == [[-1, 3, 2]] and lengths == 2
 
 
 # ---------------------------------------------------------------------------- sizes
