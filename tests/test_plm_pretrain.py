@@ -1,5 +1,5 @@
-"""Tiny BERT, T5 and LLaMA of the shapes world: what they are asked for, their files, and DVP on them
-from one command to the answer to a question.
+"""Tiny BERT, T5 and LLaMA of the shapes world: what they are asked for, their files, and DVP on
+them from one command to the answer to a question.
 """
 
 import random
