@@ -92,7 +92,7 @@ class Batches(Dataset):
         if left == texts:
             return
         if not left:
-            raise UserError(f"every text is longer than the {max(0, room)} tokens there is room for: "
+            raise UserError(f"every text is longer than the {max(0, room)} tokens that fit: "
                             + (f"lower --max_tokens {more}" if more else "shorten them"))
         note(f"left out: {texts - left:,} of {texts:,} texts, which are longer than {room} tokens")
         self.rows_of = np.flatnonzero([len(texts) for texts in kept])
