@@ -133,9 +133,8 @@ class Run:
         self.hashes = {"lm": fingerprint(self.lm), "clip": fingerprint(self.vit)}
         self.vit, self.lm = self.vit.to(self.device), self.lm.to(self.device)
         for split, entries in self.entries.items() if config.cache else ():
-            with self.processes.main_first():
-                self.feats[split] = cached_features(self.vit, entries, self.folder, split,
-                                                    self.device)
+            self.feats[split] = cached_features(self.vit, entries, self.folder, split,
+                                                self.processes)
 
     def build(self, method_config):
         """The model before its first step."""
@@ -259,7 +258,7 @@ def main(config, method_config, recipe, resume):
     say(f"run {run.out} on {run.device}, {str(run.dtype)[6:]}: {run.why}")
     say(f"recipe {recipe}; not at its default: {differing(config, method_config)}")
     run.load_data()
-    with writing_alone(run.out, run.processes):
+    with writing_alone(run.out, run.processes, resume):
         run.load_models()
         if config.search and not (resume and "best" in resume):  # resume.pt has it, search.pt not
             run.method_config = run.method.search(method_config, run)
