@@ -66,7 +66,7 @@ def lock(file):
 @contextlib.contextmanager
 def writing_alone(folder, processes, resume=None):
     """While the block runs, no other run may write to the folder; at its end the processes part.
-    UserError if another run does, or did since resume was read (None: there was nothing to read)."""
+    UserError if another run does, or did since resume was read (None: nothing was there)."""
     with contextlib.ExitStack() as stack:
         if processes.main:
             with plain_errors(folder):
