@@ -27,7 +27,7 @@ DEFINED = ast.ClassDef, ast.FunctionDef
 INLINE = re.compile(
     r"\b(?P<tag>paper|differs|pitfall):|`(?P<code>[^`\n]+)`|arXiv\s(?P<arxiv>\d{4}\.\d{5})"
     r"|(?<![\w/])(?P<file>" + "|".join(BOOK).replace(".", r"\.") + r")\b"
-    r"|(?P<shape>\((?=[^()\n]*\b[A-Z]\b)(?:[\w.*+/ -]{1,9},)+[\w.*+/ -]{0,18}\))"
+    r"|(?P<shape>\((?=[^()\n]*\b[A-Z]\b)(?:[\w.*+/ -]{1,9},)+[\w.*+/ -]{0,20}\))"
     r"|(?P<name>(?<![\w-])--\w+|\b[a-z][\w-]*(?:[./]\w[\w-]*)+\b|\b[a-zA-Z]\w*_\w+\b|\b[A-Z]_\w+\b)"
     r"|(?P<whole>\b[A-Z]\w*-\w+)")
 
