@@ -73,6 +73,9 @@ class Method(nn.Module):
     class Config:
         """The method's settings, made by lib.cli.opt: they become flags of train.py."""
 
+        def __getattr__(self, name):
+            raise UserError(f"the method needs a class Config inside, with a field {name}")
+
     lms = "gpt2", "llama"  # kinds of language models that it fits (weights/kinds.py)
     needs_image = True  # False: items without an image are read as text alone, with ctx None
     answers = ()  # the classes of a method that chooses an answer; empty: it writes text

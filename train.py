@@ -39,7 +39,7 @@ from lib.files import repo_path
 from lib.optim import check_reached, make_optimizer, schedule
 from lib.runs import (Log, check_finite, grad_scaler, loop, print_parameters, put_back, save_resume,
                       say_done, show_validation, writing_alone)
-from lib.settings import check, count_steps, differing, find_method, read_command
+from lib.settings import check, check_data, count_steps, differing, find_method, read_command
 from model import SeeGPT, training_step
 from plm import load_lm
 from weights.checkpoints import begin_with, checkpoint_file
@@ -111,15 +111,7 @@ class Run:
         self.processes.barrier()
         self.folder = find_dataset(self.config.dataset)
         self.entries, self.facts = load_entries(self.folder, self.config.eval_images)
-        if self.config.batch > len(self.entries["train"]):
-            raise UserError(f"--batch {self.config.batch} is more than the "
-                            f"{len(self.entries['train'])} images to train on: give less")
-        if self.config.score and not self.facts["has_scenes"]:
-            raise UserError("--score counts exact scenes, which only the captions of the shapes "
-                            "world have: leave it out")
-        if self.facts["has_blind_items"] and self.method.needs_image:
-            raise UserError(f"{self.folder} has items without an image, which {self.config.method} "
-                            "cannot read; dvp can")
+        check_data(self)
         self.method.fit_dataset(self.method_config, self.facts, self.config)
 
     def load_models(self):
@@ -132,9 +124,8 @@ class Run:
         self.hashes = {"lm": fingerprint(self.lm), "clip": fingerprint(self.vit)}
         self.vit, self.lm = self.vit.to(self.device), self.lm.to(self.device)
         for split, entries in self.entries.items() if config.cache else ():
-            with self.processes.main_first():
-                self.feats[split] = cached_features(self.vit, entries, self.folder, split,
-                                                    self.device)
+            self.feats[split] = cached_features(self.vit, entries, self.folder, split,
+                                                self.processes)
 
     def build(self, method_config):
         """The model before its first step."""
@@ -254,7 +245,7 @@ def main(config, method_config, recipe, resume):
     say(f"run {run.out} on {run.device}, {str(run.dtype)[6:]}: {run.why}")
     say(f"recipe {recipe}; not at its default: {differing(config, method_config)}")
     run.load_data()
-    with writing_alone(run.out, run.processes):
+    with writing_alone(run.out, run.processes, resume):
         run.load_models()
         if config.search and not (resume and "best" in resume):  # resume.pt has it, search.pt not
             run.method_config = run.method.search(method_config, run)

@@ -11,16 +11,16 @@ from weights.download import download
 CHOOSE = "choose another folder (--help says with which flag)"
 
 
-def check_disk(folder, size):
-    """UserError now, if size bytes do not fit, rather than after hours of work."""
+def check_disk(folder, size, hint=CHOOSE):
+    """UserError now, if size bytes do not fit, rather than after hours of work; it ends in hint."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
     except OSError as e:
-        raise UserError(f"{folder}: cannot be used ({e.strerror or e}); {CHOOSE}") from e
+        raise UserError(f"{folder}: cannot be used ({e.strerror or e}); {hint}") from e
     if free < size:
-        raise UserError(f"{folder}: {size / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free; "
-                        f"make room or {CHOOSE}")
+        raise UserError(f"{folder}: {size / 1e9:.3f} GB are needed, {free / 1e9:.3f} GB are free; "
+                        f"make room: {hint}")
 
 
 def escapes(name):

@@ -18,7 +18,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from data.archives import escapes, fetch_zip
-from lib.cli import UserError
+from lib.cli import UserError, printable
 from lib.files import progress, read_json, replacing, write_json
 from lib.images import check_image
 
@@ -44,11 +44,6 @@ def unique(captions):
     for text in captions:
         first.setdefault(text.casefold().rstrip(" ."), text)
     return list(first.values())
-
-
-def printable(name):
-    """A name as one line of text: a file name may hold line breaks and bytes that are no UTF-8."""
-    return name if name.isprintable() else ascii(name)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import math
 import os
+import shutil
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from lib.images import open_image
 from weights.reading import fingerprint
 
 
-def cached_features(vit, items, folder, split, device, batch=64):
+def cached_features(vit, items, folder, split, processes, batch=64):
     """Feats (n, N, D) of a split's images, computed once into a memory-mapped fp16 file beside the
     dataset. fp16 rounds by 5e-4 at most. UserError if the disk has no room for it.
+
+    Each process encodes its share on its device; the main one puts them together.
 
     The file's name carries a hash of the encoder's weights, the preprocessing and the list of
     images: with another encoder or other images it is simply not found.
@@ -34,19 +37,32 @@ def cached_features(vit, items, folder, split, device, batch=64):
         # pitfall: on Linux a name may hold bytes that are no UTF-8; Python has surrogates for them.
         sha.update(text.encode("utf-8", "surrogatepass"))
     path = Path(folder) / f"features-{split}-{sha.hexdigest()[:16]}.npy"
-    if not path.exists():
+    if any(processes.sum([not path.exists()])):
+        share = slice(*(len(items) * (processes.rank + i) // processes.size for i in (0, 1)))
+        parts = [path.with_suffix(f".part{rank}") for rank in range(processes.size)]
         shape = len(items), 1 + (vit.image_size // vit.patch) ** 2, vit.width
-        check_disk(path.parent, 2 * math.prod(shape))
-        show, done = progress(f"encoding {split}", len(items)), 0
+        check_disk(path.parent, 2 * math.prod(shape), hint)
+        show, done = progress(f"encoding {split}", share.stop - share.start), 0
         # pitfall: a mapped file takes its room only while it is written, and where the disk is full
         # by then, the process dies without a word. A plain file raises.
-        with replacing(path, hint) as f:
-            np.lib.format.write_array_header_1_0(
-                f, {"descr": "<f2", "fortran_order": False, "shape": shape})
-            for feats in encode(vit, items, vit.image_size, device, batch):
+        with replacing(path if processes.main else parts[processes.rank], hint) as f:
+            if processes.main:
+                np.lib.format.write_array_header_1_0(
+                    f, {"descr": "<f2", "fortran_order": False, "shape": shape})
+            for feats in encode(vit, items[share], vit.image_size, processes.device, batch):
                 f.write(feats.half().cpu().numpy().astype("<f2").tobytes())
                 done += len(feats)
-                show(done)
+                if processes.main:
+                    show(done)
+            if processes.main:
+                processes.barrier()  # the parts are there
+                for part in parts[1:]:
+                    with open(part, "rb") as other:
+                        shutil.copyfileobj(other, f)
+                    part.unlink()
+        if not processes.main:
+            processes.barrier()
+        processes.barrier()  # the whole is there
     return np.load(path, mmap_mode="r")
 
 

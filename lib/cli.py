@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import difflib
 import os
+import re
 import sys
 import time
 import types
@@ -224,5 +225,8 @@ def run(main):
     except OSError as e:  # a full disk, a name that is too long
         where = f"{e.filename}: " if e.filename is not None else ""
         sys.exit(f"error: {UserError(f'{where}{e.strerror or e}')}")
-    except MemoryError:
-        sys.exit("error: not enough memory for this; a smaller --batch needs less")
+    except (MemoryError, RuntimeError) as e:  # torch raises the latter
+        if isinstance(e, RuntimeError) and not re.search("(allocate|out of) memory", str(e)):
+            raise
+        sys.exit("error: not enough memory for this; a smaller --batch needs less, and in training "
+                 "a larger --accumulate")

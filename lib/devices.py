@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 
-from lib.cli import UserError
+from lib.cli import UserError, printable
 
 
 def pick_device(name):
@@ -88,7 +88,7 @@ class Processes:
         that was closed, `| head`) is remembered in self.heard: no work is lost by it."""
         if self.main and self.heard:
             try:
-                print(*words, flush=True)
+                print(*map(printable, words), flush=True)
             except OSError:
                 self.heard = False
                 # Python tries once more to write when it ends.

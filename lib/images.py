@@ -39,6 +39,8 @@ def decode(file):
         w, h = image.size
         if w * h > LARGEST:  # Pillow itself refuses twice as many
             raise ValueError(f"too large with {w:,} x {h:,} pixels")
+        if image.mode == "F" or image.mode == "I" and image.format not in ("PNG", "PPM"):
+            raise ValueError("which of its numbers is white? save it with 8 or 16 bits")
         # Phones store pictures lying on their side, with a note that says so.
         ImageOps.exif_transpose(image, in_place=True)
         return to_rgb(image)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from lib.cli import UserError, note
+from lib.cli import UserError, note, printable
 from lib.files import replacing
 from lib.images import open_image
 from lib.runs import read_log
@@ -297,7 +297,7 @@ def plot(lines, path, xlabel, ylabel, numbers):
         from matplotlib.figure import Figure  # not pyplot, which may ask for a window
     except ImportError:
         print("no curves: matplotlib is missing (pip install matplotlib); numbers are in "
-              f"{numbers}")
+              f"{printable(numbers)}")
         return False
     figure = Figure(figsize=(7, 4.2), dpi=130, layout="constrained")
     axes = figure.subplots()

@@ -64,9 +64,9 @@ def lock(file):
 
 
 @contextlib.contextmanager
-def writing_alone(folder, processes):
+def writing_alone(folder, processes, resume=None):
     """While the block runs, no other run may write to the folder; at its end the processes part.
-    UserError if another run does."""
+    UserError if another run does, or did since resume was read (None: nothing was there)."""
     with contextlib.ExitStack() as stack:
         if processes.main:
             with plain_errors(folder):
@@ -77,6 +77,9 @@ def writing_alone(folder, processes):
             except OSError:
                 raise UserError(f"{folder}: another process is training here; wait for its end, "
                                 "or choose another --out") from None
+            if resume_file(folder)[1] != (resume and resume["written"]):
+                raise UserError(f"{folder}: another process has just trained here; go on with "
+                                "--resume, or choose another --out")
             for left in folder.glob("*.tmp"):  # by a run that was killed while it saved
                 left.unlink(missing_ok=True)
         yield
@@ -89,12 +92,18 @@ def frozen_hashes(model):
     return {name: model.run_info[name]["sha256"] for name in ("lm", "clip")}
 
 
+def data_bytes(run):
+    """How long the lines to train on are: another number means that they have changed."""
+    return (run.folder / "train.jsonl").stat().st_size
+
+
 def save_resume(path, step, model, optimizer, scaler, run, **more):
     """Everything that the next step depends on, in a file that is either old or new, never half."""
     state = {"step": step, "config": asdict(run.config), "method_config": asdict(run.method_config),
              "trained": {n: p.detach() for n, p in model.trained().items()},
              "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
-             "rng": torch.get_rng_state(), "frozen": frozen_hashes(model), **more}
+             "rng": torch.get_rng_state(), "frozen": frozen_hashes(model),
+             "data_bytes": data_bytes(run), **more}
     with replacing(path) as f:
         try:
             torch.save(state, f)
@@ -108,11 +117,17 @@ def damaged(path, error):
                      f"{path.parent}/last.safetensors with sample.py")
 
 
-def load_resume(folder):
-    """What save_resume wrote in training (resume.pt), or before that in a search (search.pt), and
-    its "path"."""
+def resume_file(folder):
+    """(path, when it was written or None) of what save_resume wrote in training (resume.pt), or
+    before that in a search (search.pt)."""
     files = [Path(folder) / name for name in ("resume.pt", "search.pt")]
     path = files[1] if files[1].exists() and not files[0].exists() else files[0]
+    return path, path.stat().st_mtime_ns if path.exists() else None
+
+
+def load_resume(folder):
+    """What save_resume wrote, and its "path" and when it was "written"."""
+    path, written = resume_file(folder)
     try:
         with open_file(path) as f:
             state = torch.load(f, map_location="cpu", weights_only=True)
@@ -128,7 +143,7 @@ def load_resume(folder):
         raise damaged(path, e) from None
     if not {"lm", "method"} <= state["config"].keys():
         raise UserError(f"{path}: written by an earlier version of train.py; train it again")
-    return {**state, "path": path}
+    return {**state, "path": path, "written": written}
 
 
 def put_back(state, model, optimizer, scaler, **more):
@@ -323,12 +338,15 @@ def ignore_ctrl_c(worker):
         signal.signal(s, signal.SIG_IGN)
 
 
+PATIENCE = 600  # seconds for a batch; pitfall: without shared memory a worker is silent for ever
+
+
 def load_batches(data, first, steps, workers, device):
     """Yields (step, batch) for the steps first .. steps - 1, read ahead by so many processes. A
     batch that cannot be read is a message (data/batches.py), the last one."""
     loader = iter(DataLoader(data, batch_size=None, sampler=range(first, steps),
                              num_workers=workers, pin_memory=device.type == "cuda",
-                             worker_init_fn=ignore_ctrl_c))
+                             worker_init_fn=ignore_ctrl_c, timeout=PATIENCE if workers else 0))
     if workers and hasattr(signal, "SIGCHLD"):
         # pitfall: torch's handler raises the death of a worker in the middle of a step.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -336,10 +354,10 @@ def load_batches(data, first, steps, workers, device):
         try:
             batch = next(loader)
         except RuntimeError as e:
-            if "DataLoader worker" not in str(e):
+            if "DataLoader" not in str(e):
                 raise
-            batch = ("a process that reads images has died, perhaps for lack of memory: try fewer "
-                     f"--workers ({first_line(e)})")
+            batch = ("a process that reads images has died or hangs, perhaps for lack of memory: "
+                     f"try fewer --workers ({first_line(e)})")
         yield step, batch
 
 

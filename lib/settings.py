@@ -17,7 +17,7 @@ from pathlib import Path
 from data.tasks import dataset_name
 from lib.cli import UserError, check_range, check_setting, default_of, note, parse
 from lib.files import check_writable, repo_path
-from lib.runs import load_resume, new_folder, newest, newest_run
+from lib.runs import data_bytes, load_resume, new_folder, newest, newest_run
 from weights.checkpoints import read_run_info
 from weights.kinds import kind_of
 
@@ -47,6 +47,11 @@ def find_method(name):
                         "with its Config inside: see Method in model.py")
     if not dataclasses.is_dataclass(found.Config):
         raise UserError(f"{name}.py: write @dataclass above the class Config")
+    typed = {f.name for f in fields(found.Config)}
+    for k, v in vars(found.Config).items():
+        if not (k in typed or k.startswith("_") or callable(v)):
+            raise UserError(f"{name}.py: {k} = {v!r} in Config is no setting without a type: write "
+                            f"{k}: {type(v).__name__} = {v!r}")
     return found
 
 
@@ -215,6 +220,20 @@ def check(config):
                         f"micro-steps on {size} processes")
 
 
+def check_data(run):
+    """UserError for a dataset that does not go with the settings."""
+    config, images = run.config, len(run.entries["train"])
+    if config.batch > images:
+        raise UserError(f"--batch {config.batch} is more than the {images} images to train on: "
+                        "give less")
+    if config.score and not run.facts["has_scenes"]:
+        raise UserError("--score counts exact scenes, which only the captions of the shapes world "
+                        "have: leave it out")
+    if run.facts["has_blind_items"] and run.method.needs_image:
+        raise UserError(f"{run.folder} has items without an image, which {config.method} cannot "
+                        "read; dvp can")
+
+
 def count_steps(run):
     """The optimiser steps of a run: as asked, or as many as --epochs makes."""
     config, images = run.config, len(run.entries["train"])
@@ -223,6 +242,9 @@ def count_steps(run):
         raise UserError(f"--epochs {config.epochs} is less than one step of {config.batch} images; "
                         "ask for more")
     done = run.resume["step"] if run.resume else 0
+    if run.resume and run.resume.get("data_bytes") != data_bytes(run):
+        raise UserError(f"{run.folder}/train.jsonl has changed since {run.out} began: put it back, "
+                        "or start a new run, with --init_from this one if you like")
     if done >= steps and not (run.out / "best.safetensors").exists():
         raise UserError(f"{run.out} has done {done} steps already; ask for more with --steps")
     if done >= steps:

@@ -1,5 +1,6 @@
 """Lets the tests import the project's modules from wherever pytest is started."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & and nohup have signals
+if hasattr(signal, "SIGHUP"):  # ignored, and what is ignored stays so
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 torch.set_num_threads(1)  # tiny models: a second thread only gets in the way
 OWN = None  # the method named by --method
 

@@ -69,7 +69,7 @@ def test_texts_that_are_too_long_are_left_out_and_counted(capsys):
     asked = {int(i): ENC.decode(row.tolist()).count("long")
              for i, row in zip(data[0][0].images, data[0][0].idx[::2])}
     assert asked == {1: 1, 2: 2, 3: 3}
-    with pytest.raises(UserError, match="every text is longer than the 0 tokens.*lower --max_tokens 40"):
+    with pytest.raises(UserError, match="every text is longer than the 0 tok.*lower --max_tokens 40"):
         Batches(entries, ENC, Config(), 64, feats, n_positions=30)
     assert len(Batches(entries, ENC, Config(), 64, feats, answers=["yes"],
                        n_positions=999).entries) == 4

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
 
 import numpy as np
@@ -25,7 +26,10 @@ from data.masks import mask_of
 from data.refcoco.prepare import read_refs
 from lib import files
 from lib.cli import UserError
+from lib.devices import Processes
 from lib.images import open_image
+
+ALONE = Processes("cpu")
 
 
 @pytest.fixture
@@ -414,23 +418,55 @@ def test_features_are_computed_once_and_again_for_another_encoder_or_image(tmp_p
     assert wanted.shape == (5, 5, 3) and not wanted.requires_grad
     vit.seen = 0
     for _ in range(2):
-        feats = cached_features(vit, items, tmp_path, "val", "cpu", batch=2)
+        feats = cached_features(vit, items, tmp_path, "val", ALONE, batch=2)
         np.testing.assert_allclose(feats, wanted, rtol=5e-4)
     assert feats.dtype == np.float16 and vit.seen == 5
     fill(tmp_path, {"4.jpg": jpeg("L")})
-    cached_features(vit, items, tmp_path, "val", "cpu")
+    cached_features(vit, items, tmp_path, "val", ALONE)
     vit.scale.data += 1
-    cached_features(vit, items, tmp_path, "val", "cpu")
+    cached_features(vit, items, tmp_path, "val", ALONE)
     assert vit.seen == 15 and len(list(tmp_path.glob("features-val-*"))) == 3
     missing = [{"image": tmp_path / "x.jpg"}]
-    fails(lambda: cached_features(vit, missing, tmp_path, "val", "cpu"), "x.jpg", "--check")
+    fails(lambda: cached_features(vit, missing, tmp_path, "val", ALONE), "x.jpg", "--check")
     assert not list(tmp_path.glob("*.tmp"))
+
+
+class OneOfTwo:
+    """One of two threads that stand for processes."""
+
+    def __init__(self, rank, meeting):
+        self.rank, self.size, self.main, self.device = rank, 2, rank == 0, "cpu"
+        self.barrier = meeting.wait
+
+    def sum(self, values):
+        self.barrier()
+        return values
+
+
+def test_every_process_encodes_its_share(tmp_path):
+    fill(tmp_path, {f"{i}.jpg": jpeg(seed=i) for i in range(5)})
+    items, encoders = [{"image": tmp_path / f"{i}.jpg"} for i in range(5)], [Encoder(), Encoder()]
+    meeting, found = threading.Barrier(2, timeout=60), [None, None]
+
+    def work(rank):
+        found[rank] = cached_features(encoders[rank], items, tmp_path, "val",
+                                      OneOfTwo(rank, meeting))
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [encoder.seen for encoder in encoders] == [2, 3] and not list(tmp_path.glob("*.part*"))
+    wanted = image_features_of(Encoder(), items, "cpu")
+    for feats in found:
+        np.testing.assert_allclose(feats, wanted, rtol=5e-4)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems want UTF-8 in names")
 def test_features_of_an_image_whose_name_is_no_utf_8(tmp_path):
     image = fill(tmp_path, {os.fsdecode(b"caf\xe9.jpg"): jpeg()}) / os.fsdecode(b"caf\xe9.jpg")
-    assert len(cached_features(Encoder(), [{"image": image}], tmp_path, "val", "cpu")) == 1
+    assert len(cached_features(Encoder(), [{"image": image}], tmp_path, "val", ALONE)) == 1
 
 
 def test_a_disk_that_fills_up_under_the_features_is_one_line(tmp_path, monkeypatch):
@@ -438,7 +474,7 @@ def test_a_disk_that_fills_up_under_the_features_is_one_line(tmp_path, monkeypat
     fill(tmp_path, {"a.jpg": jpeg()})
     monkeypatch.setattr(files, "open", lambda *args: open("/dev/full", "wb"), raising=False)
     fails(lambda: cached_features(Encoder(), [{"image": tmp_path / "a.jpg"}], tmp_path, "val",
-                                  "cpu"), "features-val-", "No space left", "--no-cache")
+                                  ALONE), "features-val-", "No space left", "--no-cache")
     assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
 
 
@@ -446,7 +482,7 @@ def test_room_for_the_features_is_checked_before_the_first_byte(tmp_path, monkey
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 71, 29))
     fill(tmp_path, {"a.jpg": jpeg()})  # 5 * 3 numbers of 2 bytes
     fails(lambda: cached_features(Encoder(), [{"image": tmp_path / "a.jpg"}], tmp_path, "val",
-                                  "cpu"), tmp_path, "make room")
+                                  ALONE), tmp_path, "make room: --no-cache")
     assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
 
 

@@ -236,6 +236,7 @@ class Method(model.Method):
     ("own_untyped", OWN.replace(": float", ""), "line 7 cannot .* no type annotation"),
     ("own_needy", OWN.replace(' = opt(1.0, "of it")', ""), "strength has no default: give it one"),
     ("own_odd", OWN.replace("float", "dict"), "strength is of type .*: a flag can be bool, int"),
+    ("own_loose", OWN + "        depth = 3\n", "depth = 3 in Config.*write depth: int = 3"),
     ("own_undecorated", OWN.replace("@dataclass", ""), "write @dataclass above the class Config"),
     ("own_orphan", OWN.replace("model.Method", ""), "derived from model.Method"),
     ("own_typo", OWN + "def :", r"own_typo.py cannot be imported: SyntaxError"),
@@ -256,6 +257,11 @@ def test_a_method_of_ones_own_is_found_by_its_file_name_or_refused_in_a_line(
         return
     with pytest.raises(UserError, match=f"^.*{says}.*$"):  # one line: a dot is no newline
         read()
+
+
+def test_a_method_that_reads_settings_but_has_no_config_is_told_so():
+    with pytest.raises(UserError, match="needs a class Config inside, with a field strength"):
+        Method.Config().strength
 
 
 def test_a_checkpoint_s_method_is_no_module_from_anywhere_and_is_named_before_it_runs(

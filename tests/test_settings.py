@@ -120,7 +120,8 @@ def test_an_old_python_and_a_missing_torch_are_one_line(target, name, value, say
     ("print('x' * 10**6)", "{{ {}; echo $? >&2; }} | head -c 1", 0, "141"),
     ("print('x')", "{} > /dev/full", 1, "error: No space left on device"),
     ("print('x')", "{} >&-", 0, ""), ("open('/no/x', 'w')", "{}", 1, "error: /no/x: No such file"),
-    ("bytearray(10**18)", "{}", 1, "error: not enough memory")])
+    ("bytearray(10**18)", "{}", 1, "error: not enough memory"),
+    ("__import__('torch').empty(10**15)", "{}", 1, "error: not enough memory")])
 def test_whatever_becomes_of_the_output_ends_in_a_line_or_a_status(code, shell, status, says):
     python = shlex.join([sys.executable, "-c", f"from lib.cli import run; run(lambda: {code})"])
     done = subprocess.run(shell.format(python), shell=True, cwd=ROOT, capture_output=True)
@@ -225,7 +226,7 @@ def test_a_resumed_run_has_its_own_settings_and_takes_what_can_still_change(run)
     ("--lr", "1", "0.002"), ("--batch", "8", "4"), ("--weight_decay", "0.1", "0.0"),
     ("--dataset", "shapes/vqa", "shapes"), ("--method", "prefix", "ituning"),
     ("--seed", "7", "1337"), ("--preset", "vcgpt", ""), ("--heads", "4", "2"),
-    ("--lm", "gpt2-medium", "gpt2"),
+    ("--lm", "gpt2-medium", "gpt2"), ("--beta2", "0.9", "0.999"), ("--backbone_lr", "1", "1e-05"),
     ("--init_from", "out/vg", "")])
 def test_a_flag_that_can_take_effect_no_more_is_refused(run, flag, value, was):
     with pytest.raises(UserError, match=f"--resume goes on with .*mine, where {flag} is {was}"):

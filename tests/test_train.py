@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,10 +26,11 @@ from data.batches import Batches, epoch_order
 from data.common import write_meta, write_split
 from data.shapes import world
 from gpt2 import GPT2
+from lib import runs
 from lib.cli import UserError
 from lib.devices import Processes, pick_device
 from lib.optim import make_optimizer, schedule
-from lib.runs import load_resume, put_back, read_log, save_resume, writing_alone
+from lib.runs import load_resume, put_back, read_log, save_resume, say_done, writing_alone
 from weights.checkpoints import restore
 from weights.reading import read
 from weights.safetensors import write
@@ -145,10 +147,11 @@ def test_a_run_ends_well_without_a_best_checkpoint(dataset, tmp_path):
     fit(dataset, tmp_path, "--steps", 6, "--resume")
 
 
-@pytest.mark.parametrize("how", ["image", "worker"])
+@pytest.mark.parametrize("how", ["image", "worker", pytest.param("silence", marks=pytest.mark.skipif(
+    sys.platform != "linux", reason="a worker elsewhere has its own copy of Batches"))])
 def test_what_cannot_be_read_ends_a_run_that_is_saved_and_goes_on(
         dataset, unbroken, tmp_path, monkeypatch, how):
-    """An image is damaged, or the process that reads it has died: saved first, then one line."""
+    """An image is damaged, or the process that reads it has died or hangs: saved, then one line."""
     mine, out = shutil.copytree(dataset, tmp_path / "data"), tmp_path / "run"
     image = mine / f"train{epoch_order(1337, 0, 18)[13]}.png"  # in the fourth step
     whole = image.read_bytes()
@@ -156,14 +159,17 @@ def test_what_cannot_be_read_ends_a_run_that_is_saved_and_goes_on(
     def read(batches, step, good=Batches.read):
         if step == 3 and how == "worker":
             raise RuntimeError("DataLoader worker (pid 17) is killed by signal: Killed.")
+        if step == 3 and how == "silence":
+            time.sleep(9)
         return good(batches, step)
 
     with monkeypatch.context() as patch:
         patch.setattr(Batches, "read", read)
+        patch.setattr(runs, "PATIENCE", 3)
         if how == "image":
             image.write_bytes(b"no picture")
         with pytest.raises(UserError, match=f"{image.name}|has died") as e:
-            fit(mine, out)
+            fit(mine, out, "--workers", int(how == "silence"))
     assert (step := load_resume(out)["step"]) == 3 and "\n" not in str(e.value)
     assert f"saved after step {step}; go on with: python train.py --resume" in str(e.value)
     image.write_bytes(whole)
@@ -205,6 +211,34 @@ def test_a_full_disk_is_one_line_and_what_was_saved_stays(dataset, tmp_path, roo
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
+def test_a_run_that_went_on_meanwhile_is_not_overwritten(dataset, tmp_path):
+    """Between the reading of resume.pt and the lock another run comes to its end."""
+    words = command(*flags(dataset, tmp_path, "--steps", 3))
+    fit(dataset, tmp_path, "--steps", 3)
+    late = command(*flags(dataset, tmp_path, "--steps", 4, "--resume"))
+    fit(dataset, tmp_path, "--steps", 5, "--resume")
+    for run in (words, late):
+        with pytest.raises(UserError, match="another process has just trained here"):
+            train.main(*run)
+    assert load_resume(tmp_path)["step"] == 5
+
+
+def test_a_run_does_not_go_on_with_other_data(dataset, tmp_path):
+    mine = shutil.copytree(dataset, tmp_path / "data")
+    fit(mine, tmp_path / "run", "--steps", 2)
+    lines = (mine / "train.jsonl").read_text("utf-8").splitlines(keepends=True)
+    (mine / "train.jsonl").write_text("".join(lines[:-2]), "utf-8")
+    with pytest.raises(UserError, match="train.jsonl has changed since .*run began"):
+        fit(mine, tmp_path / "run", "--steps", 3, "--resume")
+
+
+def test_the_next_command_is_one_for_the_shell(capsys):
+    run = SimpleNamespace(out="out/two words", began=0, facts={"task": "question"},
+                          processes=Processes("cpu"))
+    say_done(run, None)
+    assert "sample.py --ckpt 'out/two words' picture.jpg --question" in capsys.readouterr().out
+
+
 def test_two_runs_do_not_write_to_one_folder(dataset, tmp_path):
     """Until the one is killed: a dead process holds no lock."""
     told, tell = os.pipe()
@@ -242,7 +276,9 @@ class Line(torch.nn.Linear):
     ("alpha", torch.zeros(5)), ("alpha", None), ("scaler", 1), ("scaler", {}), ("step", 4)])
 def test_odd_entries_of_a_resume_file_are_refused(tmp_path, where, value):
     """The last two are not odd: a run in float32 has no loss scale, and may go on in float16."""
-    model, run = Line(2, 1), SimpleNamespace(config=train.Config(), method_config=train.Config())
+    model, run = Line(2, 1), SimpleNamespace(config=train.Config(), method_config=train.Config(),
+                                             folder=tmp_path)
+    (tmp_path / "train.jsonl").touch()
     optimizer, scaler = torch.optim.AdamW(model.parameters()), torch.amp.GradScaler("cpu")
     model(torch.ones(2)).backward()
     optimizer.step()

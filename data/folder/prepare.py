@@ -29,8 +29,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
-from data.common import clean, keep_usable, printable, relative, unique, write_captions
-from lib.cli import UserError, opt, parse, run
+from data.common import clean, keep_usable, relative, unique, write_captions
+from lib.cli import UserError, opt, parse, printable, run
 from lib.files import IMAGES, open_file, plain_errors, user_path
 
 MADE_BY = "data/folder/prepare.py"

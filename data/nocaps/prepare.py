@@ -32,9 +32,8 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
 from data.archives import escapes
-from data.common import (assert_counts, clean, keep_usable, present, printable, published_form,
-                         write_captions)
-from lib.cli import UserError, opt, parse, run
+from data.common import assert_counts, clean, keep_usable, present, published_form, write_captions
+from lib.cli import UserError, opt, parse, printable, run
 from lib.files import progress, read_json, replacing, user_path
 from lib.images import check_image
 from weights.download import download

@@ -49,9 +49,8 @@ sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the impor
 
 from data.archives import fetch_zip
 from data.boxes import is_box
-from data.common import (assert_sizes, clean, keep_usable, leave_out, printable, published_form,
-                         write_items)
-from lib.cli import UserError, opt, parse, run
+from data.common import assert_sizes, clean, keep_usable, leave_out, published_form, write_items
+from lib.cli import UserError, opt, parse, printable, run
 from lib.files import open_file, read_json, user_path
 
 COCO = "http://images.cocodataset.org/zips/"

@@ -45,7 +45,7 @@ POINT = "--ckpt out/run --dataset refer --images 2"
 COMMANDS = {
     "train": (TRAIN, TRAIN, f"{TRAIN} --method dvp", f"{TRAIN} --method prefix --mapper_layers 1",
               f"--dataset captions {SMALL}", "--resume --out out/run --steps 3",
-              "--resume --steps 3", f"{TRAIN} --init_from out/run"),
+              f"{SMALL} --dataset captions --resume --steps 3", f"{TRAIN} --init_from out/run"),
     "sample": (f"star.png {ASK}", f"star.png {ASK} --temperature 1", f"star.png {ASK} --attn a.png",
                "star.png --ckpt out/run --ground star --boxes boxes.json", ""),
     "evaluate.__main__": (f"{ASK} --dataset captions --beam 1", "--ckpt out/run --batch 2",

@@ -56,7 +56,7 @@ def orphaned(rng, kind, out, log):
     if run.alive() and readers():
         os.kill(int(rng.choice(readers())), signal.SIGKILL)
     said = run.end(0, 1)
-    assert run.code == 0 or "a process that reads images has died" in said, said[-500:]
+    assert run.code == 0 or "a process that reads images has died or hangs" in said, said[-500:]
 
 
 def crowded(rng, kind, out, log):
@@ -73,7 +73,9 @@ def crowded(rng, kind, out, log):
 
 def case(rng, folder):
     what = rng.choice((killed,) * 9 + (full, full, orphaned, crowded))
-    kind = "workers" if what == orphaned else rng.choice(sorted(KINDS))
+    # The limit of a file's length is also that of the memory which workers share.
+    kinds = {orphaned: ["workers"], full: sorted(KINDS.keys() - {"workers"})}
+    kind = rng.choice(kinds.get(what, sorted(KINDS)))
     out, log = folder / "run", folder / "end.txt"
 
     def call():

@@ -22,10 +22,12 @@ from data.tasks import answer_vocabulary, condition, load_split
 from evaluate.regions import hits_of, load_expressions
 from gpt2 import GPT2
 from lib.cli import UserError
+from lib.devices import Processes
 from prompts import paint
 from tests.attack.mutate import ODD, damage, damage_json
 from tests.attack.watch import ROOT
 
+ALONE = Processes("cpu")
 CASES = 5000
 GOOD = {
     "captions": {"id": 1, "image": "a.png", "captions": ["a small red circle", "a red circle"]},
@@ -83,7 +85,7 @@ def through_training(folder, task, soft, cached):
     answers = facts["answers"]() if task in ("question", "hypothesis") and soft else ()
     config = types.SimpleNamespace(batch=3, rows=2, max_tokens=20, accumulate=1, seed=1)
     for split, some in entries.items():
-        feats = cached_features(vit, some, folder, split, "cpu") if cached else None
+        feats = cached_features(vit, some, folder, split, ALONE) if cached else None
         data = Batches(some, tokenizer, config, vit.image_size, feats, None, answers, soft, 128)
         for step in range(2):
             if isinstance(batch := data[step], str):
