@@ -233,7 +233,7 @@ class Method(model.Method):
     ("own_clash", OWN.replace("strength", "lr"), "two settings are called lr"),
     ("own_alias", OWN.replace("strength", "gpt2"), "two settings are called gpt2"),
     ("own_plain", OWN.replace('opt(1.0, "of it")', "1.0"), None),  # a default without a help text
-    ("own_untyped", OWN.replace(": float", ""), "line 7 cannot .* no type annotation"),
+    ("own_untyped", OWN.replace(": float", ""), "line [78] cannot .* no type annotation"),
     ("own_needy", OWN.replace(' = opt(1.0, "of it")', ""), "strength has no default: give it one"),
     ("own_odd", OWN.replace("float", "dict"), "strength is of type .*: a flag can be bool, int"),
     ("own_loose", OWN + "        depth = 3\n", "depth = 3 in Config.*write depth: int = 3"),
