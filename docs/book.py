@@ -198,7 +198,9 @@ def tokens(text):
     for t in tokenize.generate_tokens(io.StringIO(text).readline):
         kind = tokenize.tok_name[t.type]
         if kind.endswith("STRING_START"):
-            start, depth = start if depth else t.start, depth + 1
+            if not depth:
+                start = t.start
+            depth += 1
         elif kind.endswith("STRING_END"):
             depth -= 1
             if not depth:

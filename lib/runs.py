@@ -338,15 +338,12 @@ def ignore_ctrl_c(worker):
         signal.signal(s, signal.SIG_IGN)
 
 
-PATIENCE = 600  # seconds for a batch; pitfall: without shared memory a worker is silent for ever
-
-
 def load_batches(data, first, steps, workers, device):
     """Yields (step, batch) for the steps first .. steps - 1, read ahead by so many processes. A
     batch that cannot be read is a message (data/batches.py), the last one."""
     loader = iter(DataLoader(data, batch_size=None, sampler=range(first, steps),
                              num_workers=workers, pin_memory=device.type == "cuda",
-                             worker_init_fn=ignore_ctrl_c, timeout=PATIENCE if workers else 0))
+                             worker_init_fn=ignore_ctrl_c))
     if workers and hasattr(signal, "SIGCHLD"):
         # pitfall: torch's handler raises the death of a worker in the middle of a step.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -354,10 +351,10 @@ def load_batches(data, first, steps, workers, device):
         try:
             batch = next(loader)
         except RuntimeError as e:
-            if "DataLoader" not in str(e):
+            if "DataLoader worker" not in str(e):
                 raise
-            batch = ("a process that reads images has died or hangs, perhaps for lack of memory: "
-                     f"try fewer --workers ({first_line(e)})")
+            batch = ("a process that reads images has died, perhaps for lack of memory: try fewer "
+                     f"--workers ({first_line(e)})")
         yield step, batch
 
 

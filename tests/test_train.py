@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +25,6 @@ from data.batches import Batches, epoch_order
 from data.common import write_meta, write_split
 from data.shapes import world
 from gpt2 import GPT2
-from lib import runs
 from lib.cli import UserError
 from lib.devices import Processes, pick_device
 from lib.optim import make_optimizer, schedule
@@ -147,11 +145,10 @@ def test_a_run_ends_well_without_a_best_checkpoint(dataset, tmp_path):
     fit(dataset, tmp_path, "--steps", 6, "--resume")
 
 
-@pytest.mark.parametrize("how", ["image", "worker", pytest.param("silence", marks=pytest.mark.skipif(
-    sys.platform != "linux", reason="a worker elsewhere has its own copy of Batches"))])
+@pytest.mark.parametrize("how", ["image", "worker"])
 def test_what_cannot_be_read_ends_a_run_that_is_saved_and_goes_on(
         dataset, unbroken, tmp_path, monkeypatch, how):
-    """An image is damaged, or the process that reads it has died or hangs: saved, then one line."""
+    """An image is damaged, or the process that reads it has died: saved first, then one line."""
     mine, out = shutil.copytree(dataset, tmp_path / "data"), tmp_path / "run"
     image = mine / f"train{epoch_order(1337, 0, 18)[13]}.png"  # in the fourth step
     whole = image.read_bytes()
@@ -159,17 +156,14 @@ def test_what_cannot_be_read_ends_a_run_that_is_saved_and_goes_on(
     def read(batches, step, good=Batches.read):
         if step == 3 and how == "worker":
             raise RuntimeError("DataLoader worker (pid 17) is killed by signal: Killed.")
-        if step == 3 and how == "silence":
-            time.sleep(9)
         return good(batches, step)
 
     with monkeypatch.context() as patch:
         patch.setattr(Batches, "read", read)
-        patch.setattr(runs, "PATIENCE", 3)
         if how == "image":
             image.write_bytes(b"no picture")
         with pytest.raises(UserError, match=f"{image.name}|has died") as e:
-            fit(mine, out, "--workers", int(how == "silence"))
+            fit(mine, out)
     assert (step := load_resume(out)["step"]) == 3 and "\n" not in str(e.value)
     assert f"saved after step {step}; go on with: python train.py --resume" in str(e.value)
     image.write_bytes(whole)

@@ -117,7 +117,7 @@ class Run:
             (os.killpg if group and os.getpgid(self.pid) == self.pid else os.kill)(self.pid, number)
 
     def said(self):
-        return self.log.read_text(errors="replace")
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def end(self, *codes, seconds=180):
         """Waits for its end, with one of these exit codes and without a traceback."""
