@@ -8,7 +8,6 @@ import tokenize
 from html.parser import HTMLParser
 
 import pytest
-
 from conftest import ROOT
 
 BOOK = ("gpt2.py", "clip_vit.py", "model.py", "ituning.py", "prompts.py", "train.py", "sample.py")
