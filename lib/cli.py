@@ -13,10 +13,12 @@ A command describes its switches once, in a dataclass whose fields are made by `
 """
 
 import argparse
+import atexit
 import dataclasses
 import difflib
 import os
 import re
+import signal
 import sys
 import time
 import types
@@ -208,6 +210,8 @@ def time_left(first, steps):
 
 def run(main):
     """Calls main() and leaves the process: a UserError becomes one line and exit status 1."""
+    # At the end, Ctrl-C would only show how far Python is with cleaning up.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed (>&-): else the next file opened takes its number
             setattr(sys, name, open(os.devnull, "w"))

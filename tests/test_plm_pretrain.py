@@ -20,6 +20,7 @@ from weights.checkpoints import read_run_info
 from weights.kinds import kind_of
 
 KINDS = ("bert", "t5", "llama")
+pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="pre-training needs it")
 questions = test_dvp.questions  # a fixture
 
 

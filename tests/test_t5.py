@@ -207,7 +207,7 @@ def test_padding_changes_nothing_and_nobody_sees_what_comes():
     changed[:, 10] = (changed[:, 10] + 1) % 61
     moved = (OLD(IDX, MASK, changed) - logits).abs().amax((0, 2))
     assert (moved[:10] == 0).all() and (moved[10:] > 1e-3).all()
-    assert furthest(OLD(IDX[:1], None, WRITE[:1]), logits[:1]) < 1e-5  # no mask: all are seen
+    assert furthest(OLD(IDX[:1], None, WRITE[:1]), logits[:1]) < 1e-4  # no mask: all are seen
 
 
 @MODELS
