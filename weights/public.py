@@ -174,6 +174,18 @@ def fetch(name):
                     check=lambda part: fault(part, public), choice="SEEGPT_CACHE")
 
 
+def tokenizer_file(where, names, vocab_size, public, public_size):
+    """The first of these names in the folder where, or where itself if it is a file; if there is
+    none, a model with the public one's vocabulary size gets that. UserError for another model."""
+    path = Path(where) if where else None
+    if path and os.path.isdir(path):
+        path = next(filter(os.path.exists, (path / name for name in names)), None)
+    if path is None and vocab_size != public_size:
+        raise UserError(f"{where or 'this model'}: no {names[0]} beside the weights, and with "
+                        f"{vocab_size} tokens it does not use that of {public}; put it there")
+    return path or fetch(public)
+
+
 def locate(name):
     """A file or folder as it is, else the path of the public file of that name, fetched if need be.
     UserError names the nearest public name."""

@@ -33,7 +33,7 @@ import numpy as np
 
 from lib.cli import UserError
 from lib.files import open_file, plain_errors
-from weights.public import fetch
+from weights.public import tokenizer_file
 from weights.reading import DAMAGED
 
 SPACE = "▁"
@@ -373,14 +373,8 @@ class T5Tokenizer:
 def get_t5_tokenizer(where=None, vocab_size=32128):
     """The T5Tokenizer of spiece.model or tokenizer.json, a file or beside the weights in a folder.
     Where there is none, a model with T5's vocab_size gets T5's own. UserError if none is found."""
-    path = Path(where) if where else None
-    if path and os.path.isdir(path):
-        names = [path / name for name in ("spiece.model", "tokenizer.json")]
-        path = next(filter(os.path.exists, names), None)
-    if path is None and vocab_size != 32128:
-        raise UserError(f"{where or 'this model'}: no spiece.model beside the weights, and with "
-                        f"{vocab_size} tokens it is not T5's own; put it there")
-    path = path or fetch("t5-base/spiece.model")
+    path = tokenizer_file(where, ("spiece.model", "tokenizer.json"), vocab_size,
+                          "t5-base/spiece.model", 32128)
     try:
         read = read_tokenizer_json if path.suffix == ".json" else read_sentencepiece
         return T5Tokenizer(read(path), vocab_size)

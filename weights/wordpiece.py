@@ -13,11 +13,10 @@ import json
 import os
 import re
 import unicodedata
-from pathlib import Path
 
 from lib.cli import UserError
 from lib.files import open_file, plain_errors, read_json
-from weights.public import fetch
+from weights.public import tokenizer_file
 from weights.reading import DAMAGED
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -101,14 +100,8 @@ def get_wordpiece(where=None, vocab_size=30522):
     """The tokenizer in vocab.txt or tokenizer.json, a file or beside the weights in a folder. Where
     there is none, a model with the vocab_size of bert-base-uncased gets that one's. What
     tokenizer_config.json says of lower case is heard. UserError if nothing is found."""
-    path = Path(where) if where else None
-    if path and os.path.isdir(path):
-        names = [path / name for name in ("vocab.txt", "tokenizer.json")]
-        path = next(filter(os.path.exists, names), None)
-    if path is None and vocab_size != 30522:
-        raise UserError(f"{where or 'this model'}: no vocab.txt beside the weights, and with "
-                        f"{vocab_size} tokens it is not bert-base-uncased's; put it there")
-    path = path or fetch("bert-base-uncased/vocab.txt")
+    path = tokenizer_file(where, ("vocab.txt", "tokenizer.json"), vocab_size,
+                          "bert-base-uncased/vocab.txt", 30522)
     with plain_errors(path), open_file(path) as f:
         raw = f.read(MAX_BYTES + 1)
     if len(raw) > MAX_BYTES:

@@ -9,7 +9,6 @@ import stat
 import struct
 import warnings
 import zipfile
-from pathlib import Path
 
 from data.archives import extract
 from data.refcoco.prepare import read_refs
@@ -19,7 +18,7 @@ from tests.attack.watch import TRACE
 from tests.dataset_trees import MAKERS, Tree, python2, references
 
 CASES = 1500
-NAMES = ("../evil", "../../evil", "/tmp/evil-of-an-attack", "a/../../evil", "..\\evil", "C:evil",
+NAMES = ("../evil", "../../evil", "{folder}/evil", "a/../../evil", "..\\evil", "C:evil",
          "in/../../evil", "./in/a.txt", "in//a.txt", "in/a.txt/", "in/a.txt\0.jpg", "x" * 300,
          "x" * 5000, "/", ".", "..", "in", "a\nb", "\x1b[31m", "//server/share", "in/\u00e9.txt")
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
@@ -41,7 +40,7 @@ def zip_case(rng, folder):
         z.writestr("in/a.txt", bytes(1 << 26) if kind == "bomb" else b"hello" * 1000)
         z.writestr("b.txt", rng.randbytes(500))
         if kind == "name":
-            wanted |= {name := rng.choice(NAMES)}
+            wanted |= {name := rng.choice(NAMES).replace("{folder}", str(folder))}
             z.writestr(name, b"evil")
     if kind == "damage":
         path.write_bytes(damage(path.read_bytes(), rng)[0])
@@ -58,7 +57,7 @@ def zip_case(rng, folder):
         try:
             extract(path, folder / "to", wanted)
         finally:
-            assert {*folder.iterdir()} == before and not Path("/tmp/evil-of-an-attack").exists()
+            assert {*folder.iterdir()} == before
             assert not any(p.is_symlink() for p in (folder / "to").rglob("*"))
     return f"zip {kind}", call
 
