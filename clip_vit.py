@@ -32,9 +32,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from lib.cli import UserError
-from lib.pictures import to_rgb
+from lib.images import to_rgb
 from weights.public import locate
-from weights.reading import head_count, load_into, metadata, read, read_config
+from weights.reading import head_count, join, layer_count, load_into, metadata, read, read_config
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images, R G B
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -141,7 +141,7 @@ class CLIPViT(nn.Module):
         ours = {k.removeprefix("visual."): t for k, t in tensors.items() if k.startswith("visual.")}
         width, layers, heads = tower_sizes(ours, "conv1.weight", 4, heads["vision"], path)
         patch, grid = ours["conv1.weight"].shape[-1], (len(ours["positional_embedding"]) - 1) ** 0.5
-        embed_dim = ours["proj"].shape[-1] if "proj" in ours else None
+        embed_dim = ours["proj"].numel() // width if "proj" in ours else None
         return load_into(lambda: cls(round(grid) * patch, patch, width, layers, heads, embed_dim),
                          ours, path)
 
@@ -176,7 +176,7 @@ class CLIPText(nn.Module):
         ours = {k: t for k, t in tensors.items() if not k.startswith("visual.")}
         width, layers, heads = tower_sizes(ours, "token_embedding.weight", 2, heads["text"], path)
         context, vocab_size = len(ours["positional_embedding"]), len(ours["token_embedding.weight"])
-        embed_dim = ours["text_projection"].shape[-1] if "text_projection" in ours else width
+        embed_dim = ours["text_projection"].numel() // width if "text_projection" in ours else width
         return load_into(lambda: cls(context, vocab_size, width, layers, heads, embed_dim), ours,
                          path)
 
@@ -242,12 +242,9 @@ def read_clip(path):
             t = t.t()  # transformers uses nn.Linear there, OpenAI a plain matrix
         if part := re.search("[qkv]_proj", key):
             parts = [key.replace(part[0], x) for x in ("q_proj", "k_proj", "v_proj")]
-            shapes = {p: tuple(theirs[p].shape) if p in theirs else "missing" for p in parts}
-            if len({*shapes.values()}) > 1:
-                raise UserError(f"{path}: these three must have one shape: {shapes}")
-            if part[0] != "q_proj":
+            if part[0] != "q_proj" and parts[0] in theirs:
                 continue  # joined with its q_proj
-            key, t = key.replace("q_proj.", "in_proj_"), torch.cat([theirs[p] for p in parts])
+            key, t = key.replace("q_proj.", "in_proj_"), join(theirs, parts, path)
         for pattern, name in RENAME:
             key = re.sub(pattern, name, key)
         if not key.startswith(PARTS):
@@ -261,6 +258,8 @@ def head_counts(path):
     config, notes, heads = read_config(path), metadata(path), {}
     for tower, usual in (("vision", 12), ("text", 8)):
         part = config.get(f"{tower}_config") or config
+        if not isinstance(part, dict):
+            raise UserError(f"{path}/config.json: its {tower}_config is no such thing")
         act, eps = part.get("hidden_act", "quick_gelu"), part.get("layer_norm_eps", 1e-5)
         if (act, eps) != ("quick_gelu", 1e-5):
             raise UserError(f"{path}/config.json: only OpenAI's CLIP (quick_gelu, layer_norm_eps "
@@ -277,5 +276,5 @@ def tower_sizes(tensors, first, axes, heads, path):
         if key not in tensors or tensors[key].dim() != n:
             raise UserError(f"{path}: no {key} with {n} axes, so no such tower of CLIP is in there")
     width = tensors["positional_embedding"].shape[1]
-    blocks = [int(k.split(".")[2]) for k in tensors if k.startswith("transformer.resblocks.")]
-    return width, 1 + max(blocks, default=-1), head_count(heads, width, path)
+    layers = layer_count(tensors, "transformer.resblocks.", path)
+    return width, layers, head_count(heads, width, path)

@@ -27,6 +27,7 @@ R (or B) rows of text, T tokens, C width, L layers, nh heads, hs size of one, V 
 Next: clip_vit.py
 """
 
+from lib.cli import UserError, opt, parse, run  # isort: skip (lib before torch)
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,10 +36,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from lib.cli import UserError, opt, parse, run
 from lib.decoding import sample_token
 from weights.public import locate
-from weights.reading import head_count, load_into, metadata, read, read_config
+from weights.reading import head_count, layer_count, load_into, metadata, read, read_config
 from weights.tokenizers import get_tokenizer
 
 
@@ -134,6 +134,7 @@ class MLP(nn.Module):
 
 class Block(nn.Module):
     """One layer: attention mixes positions, the MLP works on each; both add to x."""
+    parts = {"ln_1": "attn", "ln_2": "mlp"}  # each norm, and what it stands before
 
     def __init__(self, config):
         super().__init__()
@@ -174,9 +175,13 @@ class GPT2(nn.Module):
                             "new tokens")
         return self.wte(idx) + self.wpe(torch.arange(pos, pos + T, device=idx.device))
 
-    def head(self, x):
-        """The last states -> logits (.., V) in float32. The output matrix is the embedding."""
-        return F.linear(self.ln_f(x), self.wte.weight).float()
+    def start(self, idx, state, run):
+        """Rows of text (R, T) as model.py has them -> x; plm/ has models that read otherwise."""
+        return self.embed(idx, state.pos)
+
+    def head(self, x, norm=None):
+        """The last states -> logits (.., V) in float32: a norm (None: ln_f), then the embedding."""
+        return F.linear((norm or self.ln_f)(x), self.wte.weight).float()
 
     def forward(self, idx, cache=None):
         x = self.embed(idx, cache.len[0] if cache else 0)
@@ -249,9 +254,8 @@ def infer_config(tensors, path):
             raise UserError(f"{path}: no matrix {key}, so this is not a GPT-2; it holds "
                             f"{', '.join(sorted(tensors)[:3])}, ...")
     V, C = tensors["wte.weight"].shape
-    layers = [int(k.split(".")[1]) for k in tensors if k.startswith("h.")]
-    told = read_config(path, CONFIG).get("n_head") or metadata(path).get("n_head")
-    return GPT2Config(V, len(tensors["wpe.weight"]), 1 + max(layers, default=-1),
+    told = read_config(path, CONFIG).get("n_head", metadata(path).get("n_head"))
+    return GPT2Config(V, len(tensors["wpe.weight"]), layer_count(tensors, "h.", path),
                       head_count(told, C, path), C)
 
 

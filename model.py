@@ -14,8 +14,8 @@
                           (loss)
 
 [frozen], (a method's hook). A method is one nn.Module with these four hooks, most of them left at
-their default, which is plain GPT-2; gpt2.py and clip_vit.py never hear of them. Rows i*k .. i*k +
-k-1 belong to image i; ctx stays per image and is never copied k times.
+their default, which is plain GPT-2. Rows i*k .. i*k + k-1 belong to image i; ctx stays per image
+and is never copied k times.
 
 B images, R rows of text, T tokens, N image tokens, D ViT width, C width and L layers of the
 language model, V vocabulary, A answers to choose from
@@ -32,15 +32,16 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from clip_vit import CLIPViT
-from data.batches import count_targets, pad
+from data.batches import count_targets, pad, text_ids
 from data.tasks import condition
-from gpt2 import GPT2, Cache
+from gpt2 import Cache
 from lib.cli import UserError
 from lib.decoding import Beams, Draws, sample_token
 from lib.devices import cast_matrices, to_device
 from lib.files import repo_path
 from lib.settings import find_method, method_config
-from weights.checkpoints import checkpoint_file, read_run_info, restore
+from plm import load_lm
+from weights.checkpoints import checkpoint_file, no_larger_than, read_run_info, restore
 from weights.reading import fingerprint, read
 from weights.safetensors import write
 
@@ -53,6 +54,7 @@ class TextState:
     pos: int = 0  # text tokens already in the cache: the position of the first new one
     condition_len: object = None  # (R,) given tokens of each row: eot and question; captions: 1
     wanted: object = None  # flat positions in R * T whose logits are wanted; None: all
+    summary: object = None  # (R, 1, C) of a model with an encoder: its text in one state
 
 
 def select(x, state):
@@ -71,6 +73,10 @@ class Method(nn.Module):
     class Config:
         """The method's settings, made by lib.cli.opt: they become flags of train.py."""
 
+        def __getattr__(self, name):
+            raise UserError(f"the method needs a class Config inside, with a field {name}")
+
+    lms = "gpt2", "llama"  # kinds of language models that it fits (weights/kinds.py)
     needs_image = True  # False: items without an image are read as text alone, with ctx None
     answers = ()  # the classes of a method that chooses an answer; empty: it writes text
     soft_answers = False  # several answers may be right, each with a probability of its own
@@ -154,6 +160,8 @@ class SeeGPT(nn.Module):
 
     def image_features(self, images):
         """Images (B, 3, H, W) -> feats (B, N, D). Feats made before pass through, so does None."""
+        if images is None and self.method.needs_image:
+            raise UserError("this method needs an image, and there is none: pass images or feats")
         if images is None or images.dim() == 3:
             return images
         with torch.no_grad() if self.vit in self.frozen else nullcontext():
@@ -169,8 +177,7 @@ class SeeGPT(nn.Module):
         if targets is not None and wanted is None and not self.method.answers:
             wanted = (targets.flatten() != -1).nonzero().squeeze(1)
         ctx = self.method.encode_image(self.image_features(images))
-        state = TextState(condition_len=condition_len, wanted=wanted)
-        logits = self.forward_text(idx, ctx, state)
+        logits = self.forward_text(idx, ctx, TextState(condition_len=condition_len, wanted=wanted))
         if targets is None:
             return logits, None
         targets = targets if wanted is None else targets.flatten()[wanted]
@@ -178,7 +185,7 @@ class SeeGPT(nn.Module):
 
     def forward_text(self, idx, ctx, state):
         """Rows of text (R, T), only the new tokens if there is a cache -> the method's logits."""
-        x = self.lm.embed(idx, state.pos)
+        x = self.lm.start(idx, state, self.method.block)
         for l, layer in enumerate(self.lm.h):
             x = self.method.block(l, layer, x, ctx, state)
         return self.method.logits(self.lm, x, ctx, state)
@@ -186,9 +193,9 @@ class SeeGPT(nn.Module):
     # ------------------------------------------------------------------------ generation
 
     def group_by_length(self, prompts):
-        """Groups of prompts of equal length: (their indices, ids (n, T) that begin with eot).
+        """Groups of prompts of equal length: (their indices, ids (n, T), as of text_ids).
         GPT-2 here has no padding mask, so only equals run together."""
-        ids = [[self.lm.eot, *self.lm.tokenizer.encode_ordinary(p)] for p in prompts]
+        ids = [text_ids(self.lm.tokenizer, p) for p in prompts]
         for length in sorted({len(i) for i in ids}):
             group = [i for i in range(len(ids)) if len(ids[i]) == length]
             yield group, torch.tensor([ids[i] for i in group], device=self.lm.wte.weight.device)
@@ -233,7 +240,8 @@ class SeeGPT(nn.Module):
         cache = Cache(self.method.cache_layers(self.lm), T + max_new_tokens + self.method.n_prompt)
         condition_len = self.condition_lengths(torch.full((B,), T, device=idx.device))
         last = torch.arange(1, B + 1, device=idx.device) * T - 1
-        logits = self.forward_text(idx, ctx, TextState(cache, 0, condition_len, last))  # (B, V)
+        state = TextState(cache, 0, condition_len, last)
+        logits, cache = self.forward_text(idx, ctx, state), state.cache  # (B, V)
         cache.repeat(search.rows)
         condition_len = condition_len.repeat_interleave(search.rows)
         every = torch.arange(B * search.rows, device=idx.device)
@@ -268,8 +276,7 @@ class SeeGPT(nn.Module):
     def save(self, path, **notes):
         """Writes every trained parameter and nothing else; notes and run_info are its metadata."""
         tensors = {n: p.detach().cpu().contiguous() for n, p in self.trained().items()}
-        info = json.dumps({**self.run_info, **notes})
-        write(path, tensors, {"format": "pt", "seegpt": info})
+        write(path, tensors, {"format": "pt", "seegpt": json.dumps({**self.run_info, **notes})})
 
     @classmethod
     def load(cls, path, device="cpu", lm=None, clip=None):
@@ -279,14 +286,16 @@ class SeeGPT(nn.Module):
         refused where their hash differs: an adapter means nothing on top of other weights.
         """
         path, info = checkpoint_file(path), read_run_info(path)
-        lm = GPT2.from_pretrained(lm or repo_path(info["lm"]["name"]))
+        lm = load_lm(lm or repo_path(info["lm"]["name"]), find_method(info["method"]))
         vit = CLIPViT.from_pretrained(clip or repo_path(info["clip"]["name"]))
         for name, model, flag in (("lm", lm, "train_lm"), ("clip", vit, "train_vision")):
             if not info[flag] and fingerprint(model) != info[name]["sha256"]:
                 raise UserError(f"{path} was trained on other {name} weights than "
                                 f"{info[name]['name']} holds now; give those with --{name} PATH")
-        method, config = find_method(info["method"]), method_config(info, path)
-        model = cls(vit, lm, method(config, lm, vit), info["train_lm"], info["train_vision"])
+        config = method_config(info, path)
+        with no_larger_than(path):
+            method = find_method(info["method"])(config, lm, vit)
+        model = cls(vit, lm, method, info["train_lm"], info["train_vision"])
         model.run_info = info
         model.restore(read(path), path)
         return model.to(device).eval()
@@ -298,8 +307,7 @@ class SeeGPT(nn.Module):
 
 # ---------------------------------------------------------------------------- training
 
-def training_step(forward, batch, optimizer, grad_clip, scaler=None, autocast=None,
-                  processes=None):
+def training_step(forward, batch, optimizer, grad_clip, scaler=None, autocast=None, processes=None):
     """One optimiser step: forward, backward, step -> summed loss and targets of this process, norm.
 
     forward(*micro) -> logits, mean loss: the model, perhaps compiled. batch: micro-batches (data/
@@ -314,6 +322,8 @@ def training_step(forward, batch, optimizer, grad_clip, scaler=None, autocast=No
     for micro, count in zip(batch, counts):
         with autocast or nullcontext():
             loss = forward(*to_device(micro, params[0].device))[1]
+        if not loss.requires_grad:
+            raise UserError("no gradient reaches what is trained: does the method detach it?")
         scaler.scale(loss * count / total).backward()
         summed += loss.detach() * count
     if processes:

@@ -13,19 +13,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from PIL import Image
 
 from clip_vit import Transformer
-from data.batches import Batch, answer_accuracy, count_targets
+from data.batches import Batch, answer_accuracy, count_targets, encode_answer
 from ituning import CrossAttention, pick_heads, plain_layer_norm
 from lib import pictures
 from lib.cli import UserError, opt, time_left
 from lib.devices import to_device
 from lib.files import write_json
 from lib.optim import make_optimizer
-from lib.runs import loop, put_back, save_resume
+from lib.runs import grad_scaler, loop, put_back, save_resume
 from model import Method, TextState, select, training_step
+from plm.adapters import adapt, init_linear, layers_of
 
 # ---------------------------------------------------------------------------- the prefix: ClipCap
 
@@ -87,37 +87,6 @@ class Prefix(Method):
 
 # ---------------------------------------------------------------------------- DVP
 
-def init_linear(linear, std):
-    nn.init.normal_(linear.weight, std=std)
-    nn.init.zeros_(linear.bias)
-
-
-class Adapter(nn.Module):
-    """y + up(relu(down(y))), y (R, T, C): a bottleneck, nearly the identity at the start."""
-
-    def __init__(self, C, width):
-        super().__init__()
-        self.down, self.up = nn.Linear(C, width), nn.Linear(width, C)
-        init_linear(self.down, 0.01)
-        init_linear(self.up, 0.01)
-
-    def forward(self, y):
-        return y + self.up(F.relu(self.down(y)))
-
-
-class AdaptedLayer(nn.Module):
-    """What is trained of a GPT-2 layer: copies of its norms, an adapter behind each half."""
-
-    def __init__(self, layer, C, width):
-        super().__init__()
-        self.ln_1, self.ln_2 = deepcopy(layer.ln_1), deepcopy(layer.ln_2)
-        self.after_attn, self.after_mlp = Adapter(C, width), Adapter(C, width)
-
-    def forward(self, layer, x, cache, l):
-        x = x + self.after_attn(layer.attn(self.ln_1(x), cache, l))
-        return x + self.after_mlp(layer.mlp(self.ln_2(x)))
-
-
 class DVP(Method):
     """Dynamic Visual Prompting: the text asks the image, and the answer is one token in front of
     the text from layer K on. ctx: keys and values of the image tokens (visual "all": the tokens).
@@ -144,50 +113,65 @@ class DVP(Method):
     which has read the whole question, so no word of that may be a target. Of captions, which have
     no question, the query is the token that begins every text.
 
-    differs: sizes follow their BERT, the causal order their LLaMA. The query is the question's last
-    token, which alone has read all of it. No dropout, no type embedding of BERT, one learning rate.
+    On BERT [CLS] asks and is classified. On T5 the encoder reads the question, the mean of its
+    states asks, and p stands in front of what the decoder writes, or of its start, if that is
+    classified. data/recipes.py has what was published for each model.
+
+    differs: GPT-2's sizes follow their BERT, its causal order their LLaMA. On both the query is the
+    question's last token, which alone has read all of it; theirs for LLaMA is an end of text behind
+    it. No dropout, one learning rate. Their T5 loses its distances above the first layer of each
+    stack, lets p see the start behind it, and counts padding in the mean: a fault, not followed.
     """
 
+    lms = "gpt2", "llama", "bert", "t5"
     needs_image = False
 
     @dataclass
     class Config:
         insert_layer: int = opt(0, "layer K, from which on the prompt stands in front of the text")
         visual: str = opt("one", "image tokens; DVP: one", choices=("one", "all", "none"))
-        adapter: int = opt(8, "GPT-2's width / an adapter's (DVP 8); 0: no adapters, no norms")
+        adapter: int = opt(8, "the LM's width / an adapter's (DVP 8); 0: no adapters, no norms")
+        silu: bool = opt(False, "adapters with SiLU and Xavier's start (LLaMA), not ReLU")
+        types: bool = opt(False, "what is added to text and prompt to tell them apart (BERT, T5)")
+        widening: float = opt(2.0, "hidden width of the classifier / the LM's (DVP 2, LLaMA 1/8)")
         readout: str = opt("lm", "write answers, or choose (head: DVP)", choices=("lm", "head"))
         soft: bool = opt(False, "several answers may be right, a yes or no for each (VQA2.0)")
-        heads: int = opt(0, "of the cross-attention; 0: as GPT-2, 16 above width 768 (DVP)")
+        heads: int = opt(0, "of the cross-attention; 0: as the LM, 16 above width 768 (DVP)")
+        draws: int = opt(5, "of the search: layers tried a step (DVP 5, LLaMA 10)", at_least=1)
         answers: list = opt([], "the answers to choose from; empty: the dataset's")
 
     def __init__(self, config, lm, vit):
         super().__init__()
         C, L, self.K = lm.config.n_embd, lm.config.n_layer, config.insert_layer
-        # As wide as GPT-2, up to base's 768; beyond that 512 in 16 heads, as theirs for LLaMA.
+        # As wide as the LM, up to base's 768; beyond that 512 in 16 heads, as theirs for LLaMA.
         width, heads = (C, lm.config.n_head) if C <= 768 else (512, 16)
         heads = pick_heads(config.heads or heads, lm, width)
         if not -1 <= self.K < L or not 0 <= config.adapter <= C:
-            raise UserError(f"--insert_layer {self.K}, --adapter {config.adapter}: this GPT-2 has "
+            raise UserError(f"--insert_layer {self.K}, --adapter {config.adapter}: this model has "
                             f"layers 0 to {L - 1}, and a width of {C}")
         if config.readout == "head" and len(config.answers) < 2:
             raise UserError("--readout head needs two answers or more to choose from: leave it out")
-        self.config, self.soft_answers = config, config.soft
+        self.config, self.soft_answers, arms = config, config.soft, L if self.K < 0 else 1
         self.answers = tuple(config.answers) if config.readout == "head" else ()
         self.n_prompt = {"one": 1, "all": len(vit.positional_embedding), "none": 0}[config.visual]
         if config.visual == "one":
             self.xattn = nn.ModuleList(CrossAttention(C, vit.width, width, heads)
-                                       for _ in range(L if self.K < 0 else 1))
+                                       for _ in range(arms))
             for m in self.xattn:
                 for part in (m.q, m.k, m.v, m.o):
                     part.reset_parameters()  # nothing starts at zero: p takes attention in any case
         elif config.visual == "all":
             self.map = nn.Linear(vit.width, C)
+        if config.types and self.n_prompt:  # as theirs: large for BERT, whose states are smaller
+            self.types = nn.ParameterList(torch.randn(2, C) for _ in range(arms))
         adapters = C // config.adapter if config.adapter else 0
-        self.adapted = nn.ModuleList(AdaptedLayer(b, C, adapters) for b in lm.h if adapters)
+        self.adapted = nn.ModuleList(adapt(layer, C, adapters, config.silu)
+                                     for layer in layers_of(lm) if adapters)
         self.ln_f = deepcopy(lm.ln_f) if adapters else None
         if self.answers:
-            self.classify = nn.Sequential(nn.Linear(C, 2 * C), nn.LayerNorm(2 * C), nn.GELU(),
-                                          nn.Linear(2 * C, len(self.answers)))
+            hidden = max(1, int(config.widening * C))
+            self.classify = nn.Sequential(nn.Linear(C, hidden), nn.LayerNorm(hidden), nn.GELU(),
+                                          nn.Linear(hidden, len(self.answers)))
             init_linear(self.classify[0], 0.02)
             init_linear(self.classify[3], 0.02)
         self.requires_grad_(True)  # the copies of frozen norms, too
@@ -211,34 +195,46 @@ class DVP(Method):
         if feats is None or self.config.visual == "none":
             return None
         feats = plain_layer_norm(feats)
-        return self.map(feats) if self.config.visual == "all" else self.asker().project_kv(feats)
+        if self.config.visual == "all":
+            return self.map(feats)
+        return self.xattn[self.arm()].project_kv(feats)
 
-    def asker(self):  # the cross-attention in use
-        return self.xattn[self.K if self.config.insert_layer < 0 else 0]
+    def arm(self):  # the number of the cross-attention in use
+        return self.K if self.config.insert_layer < 0 else 0
 
     def last(self, x, state):
-        """The states (R, 1, C) of the last condition token in x (R, T, C)."""
+        """The states (R, 1, C) of the last condition token in x (R, T, C). Where the language model
+        says None, it is the first that has read all: BERT's [CLS], T5's start."""
         last = 0 if state.condition_len is None else state.condition_len - 1
         return x[torch.arange(len(x), device=x.device), last][:, None]
 
     def block(self, l, layer, x, ctx, state):
-        if l == self.K and state.pos == 0 and ctx is not None:
-            if self.config.visual == "all":
-                prompt = ctx.repeat_interleave(len(x) // len(ctx), 0)
-            else:
-                prompt = self.asker()(self.last(x, state), ctx, self.record_attention, l)
-            x = torch.cat([prompt, x], 1)  # (R, n_prompt + T, C)
+        if l == self.K and ctx is not None:
+            x = self.insert(x, ctx, state)
         if not self.adapted:
             return layer(x, state.cache, l)
         return self.adapted[l](layer, x, state.cache, l)
 
+    def insert(self, x, ctx, state):
+        """x (R, T, C) with the prompt in front, unless the cache has it: (R, n_prompt + T, C)."""
+        types = self.types[self.arm()] if self.config.types else None
+        if state.pos > 0:
+            return x if types is None else x + types[0]
+        if self.config.visual == "all":
+            prompt = ctx.repeat_interleave(len(x) // len(ctx), 0)
+        else:
+            asking = self.last(x, state) if state.summary is None else state.summary
+            prompt = self.xattn[self.arm()](asking, ctx, self.record_attention, self.K)
+        if types is not None:
+            prompt, x = prompt + types[1], x + types[0]
+        return torch.cat([prompt, x], 1)
+
     def logits(self, lm, x, ctx, state):
         if state.pos == 0 and ctx is not None:
             x = x[:, self.n_prompt:]
-        norm = self.ln_f or lm.ln_f
         if self.answers:
-            return self.classify(norm(self.last(x, state)[:, 0])).float()
-        return F.linear(norm(select(x, state)), lm.wte.weight).float()
+            return self.classify((self.ln_f or lm.ln_f)(self.last(x, state)[:, 0])).float()
+        return lm.head(select(x, state), self.ln_f)
 
 
 class Bandit:
@@ -249,17 +245,17 @@ class Bandit:
     pitfall: scores in 0..1 would move alpha a hundred times less, and find nothing.
     """
 
-    RATE, DRAWS = 0.005, 5
+    RATE = 0.005
 
-    def __init__(self, L):
-        self.alpha = torch.zeros(L, dtype=torch.float64)
+    def __init__(self, L, draws=5):
+        self.alpha, self.draws = torch.zeros(L, dtype=torch.float64), draws
 
     def policy(self):
         return self.alpha.softmax(0)
 
     def sample_layers(self, generator=None):
         """N layers drawn from the policy, with replacement: (N,)."""
-        return torch.multinomial(self.policy(), self.DRAWS, True, generator=generator)
+        return torch.multinomial(self.policy(), self.draws, True, generator=generator)
 
     def update(self, layers, scores):
         """layers (N,), scores (N,) in percent. A layer drawn twice moves twice."""
@@ -305,16 +301,16 @@ def search_layer(method_config, run):
     mixed = np.random.default_rng((config.seed, 2)).permutation(n)
     data = run.batches("train", model.method)
     mini = data.subset(mixed[:kept], max(1, config.batch // 2))
-    optimizer, scaler = make_optimizer(model.trained(), config, run.device), run.scaler()
-    bandit, dice = Bandit(len(model.lm.h)), torch.Generator().manual_seed(config.seed)
+    optimizer, scaler = make_optimizer(model.trained(), config, run.device), grad_scaler(run)
+    bandit = Bandit(len(model.lm.h), method_config.draws)
+    dice = torch.Generator().manual_seed(config.seed)
     first, history = 0, {}  # {step: policy}
+    more = lambda: {"alpha": bandit.alpha, "history": history, "dice": dice.get_state()}
     if resume:
-        first, bandit.alpha, history = resume["step"], resume["alpha"], resume["history"]
-        put_back(resume, model, optimizer, scaler, run.out / "search.pt")
-        dice.set_state(resume["dice"])
-    save = lambda step, due: save_resume(
-        run.out / "search.pt", step, model, optimizer, scaler, run, alpha=bandit.alpha,
-        history=history, dice=dice.get_state())
+        first, bandit.alpha, history, thrown = put_back(resume, model, optimizer, scaler, **more())
+        dice.set_state(thrown)
+    save = lambda step, due: save_resume(run.out / "search.pt", step, model, optimizer, scaler, run,
+                                         **more())
     left = time_left(first, steps)
     for step, batch in loop(run, data.subset(mixed[kept:]), first, steps, save):
         model.method.K = int(torch.randint(len(bandit.alpha), (), generator=dice))
@@ -325,8 +321,9 @@ def search_layer(method_config, run):
         step += 1
         if step % config.log_every == 0 or step == steps:
             history[step] = bandit.policy().tolist()
-            print(f"search {step}/{steps}  loss {loss / count:.4f}  policy "
-                  + " ".join(f"{p:.3f}" for p in history[step]) + f"  {left(step)} left")
+            run.processes.say(f"search {step}/{steps}  loss {loss / count:.4f}  policy "
+                              + " ".join(f"{p:.3f}" for p in history[step])
+                              + f"  {left(step)} left")
     layer = int(bandit.alpha.argmax())  # the lowest of several that tie
     write_json(run.out / "search.json", {"layer": layer, "policy": bandit.policy().tolist(),
                                          "steps": steps, "history": history})
@@ -382,7 +379,7 @@ def fill_in(model, images, prompts, words):
     feats, one a prompt."""
     feats = model.image_features(images)
     # pitfall: "red" without the space in front is another token.
-    pieces = [model.lm.tokenizer.encode_ordinary(f" {word}") for word in words]
+    pieces = [encode_answer(model.lm.tokenizer, word, "behind a text") for word in words]
     found = feats.new_zeros(len(prompts), len(words))
     for group, idx in model.group_by_length(prompts):
         n, T = idx.shape

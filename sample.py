@@ -26,20 +26,21 @@ heads of all layers, which differ.
 This was the last of the seven files; evaluate/ tells how good all this is.
 """
 
+from lib.cli import UserError, note, opt, parse, printable, run  # isort: skip (lib before torch)
 import sys
 from dataclasses import dataclass
 
 import torch
 
 from clip_vit import MEAN, STD, preprocess
+from data.batches import text_ids
 from data.boxes import boxes_of, load_boxes
 from data.features import whole_image_features
 from data.tasks import condition
 from lib import pictures
-from lib.cli import UserError, note, opt, parse, run
 from lib.devices import autocast, pick_device
-from lib.files import find_images, progress, replacing, write_json
-from lib.runs import newest_run
+from lib.files import check_writable, find_images, progress, replacing, write_json
+from lib.settings import pick_checkpoint
 from model import SeeGPT
 from prompts import PAINTS, cloze, fill_in, paint
 from weights.tokenizers import join_words
@@ -51,16 +52,16 @@ SHEET = 20  # pictures on one sheet of --attn, at most
 class Config:
     images: list = opt([], "image files; of a folder, all that are in it", positional=True)
     ckpt: str = opt("", "a run's folder or a checkpoint file; empty: the newest run in out/")
-    beam: int = opt(5, "beams of the search; 1 takes the likeliest token each time (papers: 5)")
-    length_penalty: float = opt(0.0, "log-probability / tokens ** this; above 0: longer texts")
+    beam: int = opt(5, "beams (papers: 5); 1: greedy, as answers are", at_least=1, at_most=100)
+    length_penalty: float = opt(0.0, "score: log p / tokens ** this", at_least=-10, at_most=10)
     temperature: float = opt(0.0, "above 0: draw each word at random; 1 as the model says")
     top_k: int = opt(0, "draw among so many tokens; 0: all")
-    top_p: float = opt(1.0, "draw among the likeliest tokens that sum to this probability")
+    top_p: float = opt(1.0, "draw among the likeliest tokens of this total probability", at_most=1)
     seed: int = opt(1337, "of the drawing")
-    max_new_tokens: int = opt(30, "longest caption in tokens")
+    max_new_tokens: int = opt(30, "longest caption in tokens", at_least=1)
     prompt: str = opt("", "how the text begins (no space at its end); not repeated")
     question: str = opt("", "ask this of every picture; of a model of hypotheses: is it true?")
-    top: int = opt(3, "answers shown to a question, the likeliest first")
+    top: int = opt(3, "answers shown to a question, the likeliest first", at_least=1)
     ground: str = opt("", "which box does this mean? each is painted, its colour is named")
     boxes: str = opt("", "JSON file for --ground: [[x, y, w, h], ...] in pixels, or {image: such a "
                          "list}; empty: sliding windows")
@@ -71,7 +72,7 @@ class Config:
                      choices=("float32", "bfloat16", "float16"))
     lm: str = opt("", "where the frozen language model lies now, if it was moved", alias="gpt2")
     clip: str = opt("", "where the frozen CLIP lies now, if it was moved")
-    batch: int = opt(16, "pictures at a time")
+    batch: int = opt(16, "pictures at a time", at_least=1)
 
 
 # ---------------------------------------------------------------------------- attention
@@ -113,7 +114,7 @@ def attention_maps(model, feats, start, ids):
 
 def caption_cells(model, x, feats, prompt, ids):
     """The picture, then a heat map for every word of a caption: [(image, label)]."""
-    start = [model.lm.eot, *model.lm.tokenizer.encode_ordinary(prompt)]
+    start = text_ids(model.lm.tokenizer, prompt)
     maps, image = attention_maps(model, feats, start, ids), pictures.from_pixels(x, MEAN, STD)
     found = [(word, maps[places].mean(0)) for word, places in join_words(model.lm.tokenizer, ids)]
     # One scale for all words: with its own, an "a" that hardly looks anywhere would glow, too.
@@ -121,9 +122,9 @@ def caption_cells(model, x, feats, prompt, ids):
     return [(image, ""), *((pictures.glow(image, m / most), word) for word, m in found)]
 
 
-def answer_cells(model, x, feats, prompt):
-    """The picture, then where DVP's one prompt token looked: all heads, and each."""
-    ids = [model.lm.eot, *model.lm.tokenizer.encode_ordinary(prompt)]
+def answer_cells(model, x, feats, prompt, ids=None):
+    """The picture, then where DVP's one prompt token looked: all heads, and each. No ids follow."""
+    ids = text_ids(model.lm.tokenizer, prompt)
     layers = record_attention(model, feats, ids, len(ids))
     if not layers:
         raise UserError("--attn: this model has no single prompt that looks at the image, so there "
@@ -141,6 +142,11 @@ def describe(model, files, config):
     """Yields (line to print, result, block of the sheet or None) for captions and answers."""
     task, chooses = model.run_info.get("task", "captions"), bool(model.method.answers)
     prompt = condition({task: config.question}) if config.question else config.prompt
+    device = model.lm.wte.weight.device
+    cells = answer_cells if chooses else caption_cells
+    if config.attn:  # a method that does not attend is refused now, not after the work
+        x = torch.zeros(3, model.vit.image_size, model.vit.image_size)
+        cells(model, x, model.image_features(x[None].to(device)), prompt, [0])
     # A line that renews itself, only where stdout is not the terminal.
     loud, shown = sys.stderr.isatty() and not sys.stdout.isatty(), 0
     show = progress("pictures", len(files)) if loud else lambda done: None
@@ -149,13 +155,13 @@ def describe(model, files, config):
         pixels = [preprocess(image, model.vit.image_size) for image in images]
         if not names:
             continue
-        feats = model.image_features(torch.stack(pixels).to(model.lm.wte.weight.device))
+        feats = model.image_features(torch.stack(pixels).to(device))
         if chooses:
             found = model.answer(feats, [config.question] * len(names), config.top)
         else:
-            found = model.generate(feats, prompt, config.beam, config.max_new_tokens,
-                                   config.length_penalty, config.temperature, config.top_k,
-                                   config.top_p, with_ids=True)
+            found = model.generate(feats, prompt, 1 if config.question else config.beam,
+                                   config.max_new_tokens, config.length_penalty,
+                                   config.temperature, config.top_k, config.top_p, with_ids=True)
         for name, x, f, one in zip(names, pixels, feats.split(1), found):
             if config.question:
                 answers = one if chooses else [(one[0], None)]
@@ -166,9 +172,8 @@ def describe(model, files, config):
                 result = {"caption": one[0]}
             block, shown = None, shown + 1
             if config.attn and shown <= SHEET:
-                cells = (answer_cells(model, x, f, prompt) if chooses else
-                         caption_cells(model, x, f, prompt, one[1]))
-                block = f"{title} {text}" if config.question else title, name, cells
+                heading = f"{title} {text}" if config.question else title
+                block = heading, name, cells(model, x, f, prompt, one[-1])
             yield f"{name}: {text}", {"image": name, **result}, block
         show(min(i + config.batch, len(files)))
 
@@ -203,23 +208,19 @@ def point(model, files, config):
 
 def check(config):
     """UserError for what would otherwise be found out late, after all the captions."""
-    if low := [f"--{n}" for n in ("beam", "max_new_tokens", "batch", "top") if vars(config)[n] < 1]:
-        raise UserError(f"{low[0]}: must be 1 or more")
-    if config.temperature < 0 or config.top_k < 0 or not 0 < config.top_p <= 1:
-        raise UserError("--temperature, --top_k: 0 or more; --top_p: above 0 and at most 1")
     if sum(map(bool, (config.ground, config.question, config.prompt))) > 1:
         raise UserError("--ground, --question or --prompt: one of them")
     if config.boxes and not config.ground:
         raise UserError("--boxes is for --ground")
     if config.attn and not config.attn.lower().endswith(".png"):
         raise UserError(f"--attn {config.attn}: a name that ends in .png, please")
+    for path in (config.json, config.attn):
+        check_writable(path)
 
 
 def load(config, device, dtype):
     """The model. UserError if it cannot do what is asked of it."""
-    ckpt = config.ckpt or newest_run()
-    if not config.ckpt:
-        note(f"checkpoint: {ckpt}, the newest run (--ckpt for another)")
+    ckpt = pick_checkpoint(config.ckpt)
     model = SeeGPT.load(ckpt, device, config.lm or None, config.clip or None).cast_frozen(dtype)
     info, chooses = model.run_info, bool(model.method.answers)
     if chooses and config.ground:
@@ -242,7 +243,7 @@ def main(config):
     torch.manual_seed(config.seed)
     with autocast(device, dtype):
         for line, result, block in (point if config.ground else describe)(model, files, config):
-            print(line, flush=True)
+            print(printable(line), flush=True)
             results.append(result)
             blocks += [block] if block and len(blocks) < SHEET else []
     if not results:

@@ -17,6 +17,7 @@ Settings: the defaults below, one recipe, the command line. Many defaults are th
 Next: sample.py
 """
 
+from lib.cli import UserError, opt, time_left  # isort: skip (lib before torch)
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -26,22 +27,22 @@ import numpy as np
 import torch
 
 from clip_vit import CLIPViT
-from data.batches import Batches, answer_accuracy, check_context, count_targets, load_entries
+from data.batches import Batches, answer_accuracy, count_targets, load_entries
 from data.features import cached_features
 from data.recipes import PRESETS, RECIPES
 from data.shapes import prepare
 from data.shapes.exact import report_exact
 from data.tasks import find_dataset
-from gpt2 import GPT2
 from lib import cli, pictures
-from lib.cli import UserError, clock, opt, time_left
 from lib.devices import Processes, autocast, peak_memory, pick_dtype, to_device
 from lib.files import repo_path
-from lib.optim import make_optimizer, schedule
-from lib.runs import Log, loop, print_parameters, put_back, save_resume, show_validation
-from lib.settings import check, count_steps, differing, find_method, read_command
+from lib.optim import check_reached, make_optimizer, schedule
+from lib.runs import (Log, check_finite, grad_scaler, loop, print_parameters, put_back, save_resume,
+                      say_done, show_validation, writing_alone)
+from lib.settings import check, check_data, count_steps, differing, find_method, read_command
 from model import SeeGPT, training_step
-from weights.checkpoints import begin_with
+from plm import load_lm
+from weights.checkpoints import begin_with, checkpoint_file
 from weights.reading import fingerprint, read
 
 
@@ -97,8 +98,7 @@ class Run:
         self.device = self.processes.device
         self.dtype, self.why = pick_dtype(config.dtype, self.device)
         self.autocast = autocast(self.device, self.dtype)
-        # Cached features need no processes that read images.
-        self.workers = 0 if config.cache else config.workers
+        self.workers = 0 if config.cache else config.workers  # cached features are read by none
         self.method = find_method(config.method)
 
     def load_data(self):
@@ -111,12 +111,7 @@ class Run:
         self.processes.barrier()
         self.folder = find_dataset(self.config.dataset)
         self.entries, self.facts = load_entries(self.folder, self.config.eval_images)
-        if self.config.score and not self.facts["has_scenes"]:
-            raise UserError("--score counts exact scenes, which only the captions of the shapes "
-                            "world have: leave it out")
-        if self.facts["has_blind_items"] and self.method.needs_image:
-            raise UserError(f"{self.folder} has items without an image, which {self.config.method} "
-                            "cannot read; dvp can")
+        check_data(self)
         self.method.fit_dataset(self.method_config, self.facts, self.config)
 
     def load_models(self):
@@ -124,14 +119,13 @@ class Run:
         config, self.feats = self.config, {}
         with self.processes.main_first():  # a download happens once
             self.vit = CLIPViT.from_pretrained(repo_path(config.clip))
-            self.lm = GPT2.from_pretrained(repo_path(config.lm))
+            self.lm = load_lm(repo_path(config.lm), self.method)
             self.lm.tokenizer  # asked for now: a missing one should not end a run later
         self.hashes = {"lm": fingerprint(self.lm), "clip": fingerprint(self.vit)}
         self.vit, self.lm = self.vit.to(self.device), self.lm.to(self.device)
         for split, entries in self.entries.items() if config.cache else ():
-            with self.processes.main_first():
-                self.feats[split] = cached_features(self.vit, entries, self.folder, split,
-                                                    self.device)
+            self.feats[split] = cached_features(self.vit, entries, self.folder, split,
+                                                self.processes)
 
     def build(self, method_config):
         """The model before its first step."""
@@ -152,15 +146,9 @@ class Run:
 
     def batches(self, split, method):
         """The batches of a split (data/batches.py); in training each process has its share."""
-        texts = (text for entry in self.entries[split] for text, _ in entry["texts"])
-        check_context(self.lm, texts, 0 if method.answers else self.config.max_tokens)
         return Batches(self.entries[split], self.lm.tokenizer, self.config, self.vit.image_size,
                        self.feats.get(split), self.processes if split == "train" else None,
-                       method.answers, method.soft_answers)
-
-    def scaler(self):
-        """Keeps small gradients in float16 from vanishing; does nothing for other dtypes."""
-        return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+                       method.answers, method.soft_answers, self.lm.config.n_positions)
 
 
 @torch.no_grad()
@@ -180,7 +168,7 @@ def validate(model, batches, run):
                 feats = model.image_features(images)
                 logits, loss = model(feats, *texts)
                 found = {"val_loss": loss.item()}
-                if feats is not None:  # a question without an image is as blind as ever
+                if feats is not None and len(feats) > 1:  # without an image it is always blind
                     found["blind_loss"] = model(feats.roll(1, 0), *texts)[1].item()
             if model.method.answers:
                 found["accuracy"] = answer_accuracy(logits, texts[1])
@@ -197,11 +185,10 @@ def train(model, run):
     """Step after step: now and then a log line, now and then validation and saving."""
     config, processes, say = run.config, run.processes, run.processes.say
     data = {split: run.batches(split, model.method) for split in run.entries}
-    optimizer, scaler = make_optimizer(model.trained(), config, run.device), run.scaler()
+    optimizer, scaler = make_optimizer(model.trained(), config, run.device), grad_scaler(run)
     steps, first, best = count_steps(run), 0, float("inf")
     if run.resume:
-        first, best = run.resume["step"], run.resume["best"]
-        put_back(run.resume, model, optimizer, scaler, run.out / "resume.pt")
+        first, best = put_back(run.resume, model, optimizer, scaler, best=best)
         say(f"resuming after step {first}")
     compiled = model
     if config.compile or (config.compile is None and run.device.type == "cuda"):
@@ -213,21 +200,23 @@ def train(model, run):
 
     def save(step, due):
         nonlocal best
-        began = time.time()
-        if due:
-            line = log.write(step, **validate(model, data["val"], run))
-            show_validation(model, data["val"], run, f"step {step}/{steps}", line)
-            if line["val_loss"] < best:
-                best = line["val_loss"]
-                model.save(run.out / "best.safetensors", step=step, val_loss=best)
-        model.save(run.out / "last.safetensors", step=step)
-        save_resume(run.out / "resume.pt", step, model, optimizer, scaler, run, best=best)
-        log.since += time.time() - began  # no part of a step's time
+        check_finite(model, step)
+        with log.paused():
+            if due:
+                line = log.write(step, **validate(model, data["val"], run))
+                show_validation(model, data["val"], run, f"step {step}/{steps}", line)
+                if line["val_loss"] < best:
+                    best = line["val_loss"]
+                    model.save(run.out / "best.safetensors", step=step, val_loss=best)
+            model.save(run.out / "last.safetensors", step=step)
+            save_resume(run.out / "resume.pt", step, model, optimizer, scaler, run, best=best)
 
     for step, batch in loop(run, data["train"], first, steps, save):
         schedule(optimizer, step, config.warmup, steps)
         loss, count, norm = training_step(compiled, batch, optimizer, config.grad_clip, scaler,
                                           run.autocast, processes)  # forward, backward, step
+        if step == first and not run.facts["has_blind_items"]:
+            check_reached(model, optimizer)
         log.count(loss, count, batch)
         if (step + 1) % config.log_every == 0 or step + 1 == steps:
             line = log.write_counted(step + 1, lr=optimizer.param_groups[0]["lr"],
@@ -243,15 +232,11 @@ def finish(model, run, log, steps):
     """The best checkpoint's exact scenes, if asked for, the curve, and what to do next."""
     memory = log.write(steps, peak_memory=peak_memory(run.device))["peak_memory"]
     pictures.curve(run.out / "log.jsonl", run.out / "loss.png")
-    model.restore(read(run.out / "best.safetensors"), run.out / "best.safetensors")
+    model.restore(read(checkpoint_file(run.out)), run.out)  # the best one
     if run.config.score:
         with run.autocast:
             report_exact(model.eval(), run.folder, run.device, run.config.score)
-    held = f", {memory / 1e6:,.0f} MB at most" if memory else ""
-    task = run.facts["task"]
-    question = "" if task == "captions" else f' --question "a {task}"'
-    print(f"done in {clock(time.time() - run.began)}{held}. Next: python sample.py --ckpt "
-          f"{run.out} picture.jpg{question}")
+    say_done(run, memory)
 
 
 def main(config, method_config, recipe, resume):
@@ -260,19 +245,18 @@ def main(config, method_config, recipe, resume):
     say(f"run {run.out} on {run.device}, {str(run.dtype)[6:]}: {run.why}")
     say(f"recipe {recipe}; not at its default: {differing(config, method_config)}")
     run.load_data()
-    run.load_models()
-    if config.search and not (resume and "best" in resume):  # resume.pt has it, search.pt not
-        run.method_config = run.method.search(method_config, run)
-        run.resume = None
-        if config.train_lm or config.train_vision:
-            run.load_models()  # the search has tuned them
-    model = run.build(run.method_config)
-    if not model.trained():
-        raise UserError("these settings leave nothing to train")
-    if run.processes.main:
-        print_parameters(model)
-    train(model, run)
-    run.processes.leave()
+    with writing_alone(run.out, run.processes, resume):
+        run.load_models()
+        if config.search and not (resume and "best" in resume):  # resume.pt has it, search.pt not
+            run.method_config = run.method.search(method_config, run)
+            run.resume = None
+            if config.train_lm or config.train_vision:
+                run.load_models()  # the search has tuned them
+        model = run.build(run.method_config)
+        if not model.trained():
+            raise UserError("these settings leave nothing to train")
+        print_parameters(model, say)
+        train(model, run)
 
 
 if __name__ == "__main__":

@@ -2,24 +2,25 @@
 
 import shutil
 import zipfile
-import zlib
 from pathlib import Path
 
 from lib.cli import UserError
-from lib.files import progress, replacing
+from lib.files import open_file, progress, replacing
 from weights.download import download
 
+CHOOSE = "choose another folder (--help says with which flag)"
 
-def check_disk(folder, size):
-    """UserError now, if size bytes do not fit, rather than after hours of work."""
+
+def check_disk(folder, size, hint=CHOOSE):
+    """UserError now, if size bytes do not fit, rather than after hours of work; it ends in hint."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
     except OSError as e:
-        raise UserError(f"{folder}: cannot be used ({e.strerror or e}); choose another") from e
+        raise UserError(f"{folder}: cannot be used ({e.strerror or e}); {hint}") from e
     if free < size:
-        raise UserError(f"{folder}: {size / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free; "
-                        "make room or choose another folder")
+        raise UserError(f"{folder}: {size / 1e9:.3f} GB are needed, {free / 1e9:.3f} GB are free; "
+                        f"make room: {hint}")
 
 
 def escapes(name):
@@ -39,7 +40,7 @@ def extract(archive, folder, wanted):
         return path.is_file() and path.stat().st_size == member.file_size
 
     try:
-        with zipfile.ZipFile(archive) as z:
+        with open_file(archive) as opened, zipfile.ZipFile(opened) as z:
             for name in filter(escapes, z.namelist()):
                 raise UserError(f"{archive}: refused, since its member {name!r} leads out of the "
                                 "folder; this is not the published file")
@@ -47,14 +48,16 @@ def extract(archive, folder, wanted):
             check_disk(folder, sum(m.file_size for m in todo))
             show = progress(f"unpacking {archive.name}", len(todo))
             for done, member in enumerate(todo, 1):
-                with z.open(member) as source, replacing(folder / member.filename) as f:
+                with z.open(member) as source, replacing(folder / member.filename, CHOOSE) as f:
                     shutil.copyfileobj(source, f)  # raises if checksum or size is wrong
                 show(done)
+    except UserError:
+        raise
     except OSError as e:
         raise UserError(f"{archive}: cannot be unpacked ({e.strerror or e})") from e
-    # EOFError and zlib.error come from cut and garbled members, the last two from encrypted ones.
-    except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as e:
-        raise UserError(f"{archive}: damaged or cut off ({e}); delete it and run again") from e
+    except Exception as e:  # each way of packing has its own errors for one flipped bit
+        why = str(e) or type(e).__name__
+        raise UserError(f"{archive}: damaged or cut off ({why}); delete it and run again") from e
 
 
 def fetch_zip(path, wanted, urls, size=None, **hashes):

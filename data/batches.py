@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from clip_vit import preprocess
+from data.features import load_pixels
 from data.tasks import answer_vocabulary, group_by_image, load_split, task_of
-from lib.cli import UserError
-from lib.pictures import open_image
+from lib.cli import UserError, note
 
 
 class Batch(NamedTuple):
@@ -65,19 +64,39 @@ class Batches(Dataset):
 
     Every epoch has its own order of the images and, per image, of its texts; of an image with more
     than config.rows texts the surplus comes up in other epochs. entries: group_by_image(items).
+    feats has a row an entry. n_positions: of the language model; texts that do not fit are left
+    out, None: nobody looks.
     """
 
     def __init__(self, entries, tokenizer, config, image_size, feats=None, processes=None,
-                 answers=(), soft=False):
-        self.entries, self.tokenizer, self.config = entries, tokenizer, config
-        self.image_size, self.feats = image_size, feats
+                 answers=(), soft=False, n_positions=None):
+        self.tokenizer, self.config, self.image_size = tokenizer, config, image_size
+        self.entries, self.feats, self.rows_of = entries, feats, np.arange(len(entries))
+        if n_positions:
+            self.leave_out_long(n_positions, 0 if answers else config.max_tokens)
         self.rank, self.size = (processes.rank, processes.size) if processes else (0, 1)
         self.answers, self.soft = {a: i for i, a in enumerate(answers)}, soft
-        given = {a for entry in entries for _, counts in entry["texts"] for a in counts}
+        given = {a for entry in self.entries for _, counts in entry["texts"] for a in counts}
         if answers and not given & self.answers.keys():
             raise UserError(f"none of the answers in this dataset is among the {len(answers):,} to "
                             "choose from")
-        self.indices, self.batch = np.arange(len(entries)), config.batch  # in use; a step
+        self.indices, self.batch = np.arange(len(self.entries)), config.batch  # in use; a step
+
+    def leave_out_long(self, n_positions, more):
+        """Takes out texts that leave less than `more` of the positions free, and entries that have
+        no other. UserError if nothing is left."""
+        room = n_positions - more
+        kept = [[pair for pair in entry["texts"] if fits(self.tokenizer, pair[0], room)]
+                for entry in self.entries]
+        texts, left = (sum(map(len, each)) for each in ([e["texts"] for e in self.entries], kept))
+        if left == texts:
+            return
+        if not left:
+            raise UserError(f"every text is longer than the {max(0, room)} tokens that fit: "
+                            + (f"lower --max_tokens {more}" if more else "shorten them"))
+        note(f"left out: {texts - left:,} of {texts:,} texts, which are longer than {room} tokens")
+        self.rows_of = np.flatnonzero([len(texts) for texts in kept])
+        self.entries = [self.entries[i] | {"texts": kept[i]} for i in self.rows_of]
 
     def subset(self, indices, batch=None):
         """The same with some of the entries, batch of them a step."""
@@ -125,8 +144,8 @@ class Batches(Dataset):
 
     def load_images(self, indices):
         if self.feats is not None:
-            return torch.from_numpy(self.feats[indices].astype(np.float32))
-        return torch.stack([preprocess(open_image(self.entries[i]["image"]), self.image_size)
+            return torch.from_numpy(self.feats[self.rows_of[indices]].astype(np.float32))
+        return torch.stack([load_pixels(self.entries[i]["image"], self.image_size)
                             for i in indices])
 
 
@@ -140,28 +159,30 @@ def text_rows(texts, k, tokenizer, max_tokens):
     """Texts per image (lists of at most k (condition, {answer: count})) -> idx, targets (B * k, T),
     condition_len (B * k,), wanted.
 
-    A row is EOT text EOT: the model reads all but the last and is asked for all but the first. Of a
-    question only the answer is asked for: "question: ... answer:", " red" -> targets [-1, ..., -1,
-    red, EOT]. Inputs are padded with EOT, targets with -1. pitfall: EOT as a target must count, or
-    the model never learns to stop; padding must not. An image with fewer texts than k gets filler
-    rows without any target.
+    A row is EOT text EOT (or begins with first_token): the model reads all but the last and is
+    asked for all but the first. A text that was cut after max_tokens does not end there, so it is
+    not asked for an end. Of a question only the answer is asked for: "question: ... answer:", "
+    red" -> targets [-1, ..., -1, red, EOT]. Inputs are padded with EOT, targets with -1. pitfall:
+    EOT as a target must count, or the model never learns to stop; padding must not. An image with
+    fewer texts than k gets filler rows without any target.
     """
     eot, rows = tokenizer.eot_token, []
     for image_texts in texts:
         for condition, answers in image_texts:
             answer = max(answers, key=answers.get)
-            # pitfall: " red" and "red" are different tokens; behind a text only the first fits.
-            answer = tokenizer.encode_ordinary(f" {answer}" if condition else str(answer))
-            rows.append((tokenizer.encode_ordinary(condition), answer[:max_tokens]))
-        rows += [([], None)] * (k - len(image_texts))
-    T = 1 + max(len(condition) + len(answer or ()) for condition, answer in rows)
+            answer = encode_answer(tokenizer, str(answer), condition)
+            end = [eot] if len(answer) <= max_tokens else [-1]
+            rows.append((tokenizer.encode_ordinary(condition), answer[:max_tokens], end))
+        rows += [([], None, None)] * (k - len(image_texts))
+    T = 1 + max(len(condition) + len(answer or ()) for condition, answer, _ in rows)
     idx, targets = torch.full((len(rows), T), eot), torch.full((len(rows), T), -1)
-    condition_len = torch.tensor([len(condition) + 1 for condition, _ in rows])
-    for r, (condition, answer) in enumerate(rows):
+    idx[:, 0] = first_token(tokenizer)
+    condition_len = torch.tensor([len(condition) + 1 for condition, _, _ in rows])
+    for r, (condition, answer, end) in enumerate(rows):
         if answer is not None:
-            n, end = len(condition), len(condition) + len(answer)
-            idx[r, 1:end + 1] = torch.tensor(condition + answer, dtype=torch.int64)
-            targets[r, n:end + 1] = torch.tensor([*answer, eot])
+            n, m = len(condition), len(condition) + len(answer)
+            idx[r, 1:m + 1] = torch.tensor(condition + answer, dtype=torch.int64)
+            targets[r, n:m + 1] = torch.tensor(answer + end)
     return idx, targets, condition_len, (targets.flatten() != -1).nonzero().squeeze(1)
 
 
@@ -188,27 +209,37 @@ def answer_rows(texts, k, tokenizer, classes, soft):
 
 
 def pad(texts, tokenizer, device=None):
-    """Texts -> ids (R, T) that begin with eot and are filled up with it, and their lengths (R,).
+    """Texts -> ids (R, T) that begin with first_token and are filled up with eot, and their
+    lengths (R,).
 
     Filling behind a text changes nothing for who reads the state of its last word only.
     """
     eot = tokenizer.eot_token
-    ids = [[eot, *tokenizer.encode_ordinary(text)] for text in texts]
+    ids = [text_ids(tokenizer, text) for text in texts]
     T = max(map(len, ids))
     idx = torch.tensor([i + [eot] * (T - len(i)) for i in ids], device=device)
     return idx, torch.tensor([len(i) for i in ids], device=device)
 
 
-def check_context(lm, texts, more):
-    """UserError for a text that leaves less than `more` positions free: now, not in its turn."""
-    for text in texts:
-        if 1 + len(text.encode()) + more <= lm.config.n_positions:  # a token is a byte at least
-            continue
-        if not text:
-            raise UserError(f"{more} new tokens are too many for the {lm.config.n_positions} "
-                            "positions of this GPT-2")
-        n = 1 + len(lm.tokenizer.encode_ordinary(text))
-        if n + more > lm.config.n_positions:
-            raise UserError(f"{text[:40]!r}... has {n} tokens, with {more} more for the answer too "
-                            f"many for the {lm.config.n_positions} positions of this GPT-2: "
-                            "shorten it or leave it out")
+def first_token(tokenizer):
+    """The id that begins every text: of GPT-2 the one that ends it, of others one of its own."""
+    bos = getattr(tokenizer, "bos", None)  # tiktoken's encodings know of none
+    return tokenizer.eot_token if bos is None else bos
+
+
+def text_ids(tokenizer, text):
+    """The ids of a text with the one that begins it."""
+    return [first_token(tokenizer), *tokenizer.encode_ordinary(text)]
+
+
+def encode_answer(tokenizer, text, condition):
+    """The ids of a text behind a condition ("": alone). pitfall: " red" and "red" are different
+    tokens; behind a text only the first fits. SentencePiece puts the space there by itself."""
+    spaced = condition and not getattr(tokenizer, "dummy", False)
+    return tokenizer.encode_ordinary(f" {text}" if spaced else text)
+
+
+def fits(tokenizer, text, room):
+    """Whether a text has at most `room` tokens, with the one that begins it."""
+    return (2 + len(text.encode()) <= room  # a token is a byte at least, or a space put in front
+            or 1 + len(tokenizer.encode_ordinary(text)) <= room)

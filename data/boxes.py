@@ -8,7 +8,6 @@ import numpy as np
 from lib.cli import UserError
 from lib.files import read_json
 
-
 FORM = "expected [[x, y, w, h], ...] in pixels, or {image: such a list}"
 
 
@@ -22,6 +21,17 @@ def windows(size):
                   for n in size)
         found += [[x, y, side, side] for y in ys for x in xs]
     return found
+
+
+def is_number(value):
+    """Whether value is a number of pixels: neither of infinite size nor true or false."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e6
+
+
+def is_box(value):
+    """Whether value is [x, y, w, h]; a side of 0, as a few of COCO's have, is one."""
+    return (isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
+            and min(value[2:]) >= 0)
 
 
 def load_boxes(path):
@@ -38,10 +48,7 @@ def boxes_of(found, name, size):
         if name not in found and Path(name).name not in found:
             raise UserError(f"--boxes: none for {name}; {FORM}")
         found = found.get(name, found.get(Path(name).name))
-    number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool)
-    if not (isinstance(found, list) and found and all(
-            isinstance(b, list) and len(b) == 4 and all(map(number, b)) and min(b[2:]) > 0
-            for b in found)):
+    if not (isinstance(found, list) and found and all(is_box(b) and min(b[2:]) for b in found)):
         raise UserError(f"--boxes: none for {name}, or not of this form; {FORM}")
     for x, y, w, h in found:
         if x >= size[0] or y >= size[1] or x + w <= 0 or y + h <= 0:

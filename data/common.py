@@ -17,11 +17,10 @@ import warnings
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
-
 from data.archives import escapes, fetch_zip
-from lib.cli import UserError
+from lib.cli import UserError, printable
 from lib.files import progress, read_json, replacing, write_json
+from lib.images import check_image
 
 # ---------------------------------------------------------------------------- text and JSON
 
@@ -47,18 +46,14 @@ def unique(captions):
     return list(first.values())
 
 
-def printable(name):
-    """A name as one line of text: a file name may hold line breaks and bytes that are no UTF-8."""
-    return name if name.isprintable() else ascii(name)
-
-
 @contextlib.contextmanager
 def published_form(where, whose, hint):
     """Around code that takes JSON to have its published form: UserError if it has another. It
     begins with where and ends in hint, which says how to get the right file."""
     try:
         yield
-    except (KeyError, TypeError, AttributeError, ValueError) as e:
+    except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError,
+            RecursionError) as e:
         what = f"no {e}" if isinstance(e, KeyError) else f"{type(e).__name__}: {e}"
         raise UserError(f"{where}: has another form than {whose} ({what}); {hint}") from e
 
@@ -167,24 +162,6 @@ def fetch_images(folder, splits, zips):
             fetch_zip(folder / file["urls"].split("/")[-1], wanted, **file)
 
 
-def check_image(file):
-    """What is wrong with an image, a path or an open file, in words; "" if training can use it.
-    Grey, CMYK, palette, 16-bit and animated ones can be used, of an animation the first picture."""
-    try:
-        with Image.open(file) as image:
-            w, h = image.size
-            if w * h > Image.MAX_IMAGE_PIXELS:  # Pillow itself refuses twice as many, at open
-                return f"too large with {w:,} x {h:,} pixels"
-            if max(w, h) > 100 * min(w, h):  # clip_vit.preprocess refuses it
-                return f"too long and thin with {w:,} x {h:,} pixels"
-            ImageOps.exif_transpose(image).convert("RGB")  # open alone reads only the header
-    except UnidentifiedImageError:
-        return "not an image"
-    except Exception as e:  # a damaged file can raise almost anything
-        return str(e) or type(e).__name__
-    return ""
-
-
 def check_images(paths):
     """Decodes all images, one thread a core, with progress. Returns {path: what is wrong}."""
     show, wrong = progress("checking images", len(paths)), {}
@@ -254,21 +231,25 @@ def relative(path, folder):
     return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
 
 
+# A clone may lie where one may not write.
+ELSEWHERE = "choose another folder with --out, and train with --dataset and its path"
+
+
 def write_split(folder, name, items):
     """Writes items as folder/name.jsonl, whole or not at all."""
-    with replacing(Path(folder) / f"{name}.jsonl") as f:
+    with replacing(Path(folder) / f"{name}.jsonl", ELSEWHERE) as f:
         f.writelines(json.dumps(item).encode() + b"\n" for item in items)
 
 
 def write_answers(folder, answers):
     """Writes the answers to choose from as folder/answers.json."""
-    with replacing(Path(folder) / "answers.json") as f:
+    with replacing(Path(folder) / "answers.json", ELSEWHERE) as f:
         f.write(json.dumps(answers, indent=0).encode() + b"\n")
 
 
 def write_meta(folder, meta):
     """Writes the task, the counts and what else is worth knowing as folder/meta.json."""
-    write_json(Path(folder) / "meta.json", meta)
+    write_json(Path(folder) / "meta.json", meta, ELSEWHERE)
 
 
 def write_items(splits, skipped, folder, out, task, unit, **meta):

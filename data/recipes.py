@@ -8,7 +8,8 @@ SHAPES = dict(lm="data/shapes/tiny-gpt2", clip="data/shapes/tiny-clip", epochs=7
               rows=3, warmup=50, beta2=0.99, eval_every=500, eval_images=200, cache=True, workers=0)
 CAPTIONS = dict(SHAPES, lr=4e-3, width_ratio=1.0, heads=16, score=1000)
 DVP = dict(method="dvp", lr=5e-4, beta2=0.98, weight_decay=0.01)
-# Of a dataset, and of some methods on it.
+# Of a dataset, and of some methods on it. On top of these come what a method needs on a kind of
+# language model (weights/kinds.py), and what is different for that on a dataset.
 RECIPES = {
     "shapes": CAPTIONS,
     "shapes, vanilla": dict(CAPTIONS, lr=2e-3),
@@ -24,6 +25,18 @@ RECIPES = {
                     search_epochs=2.25),
     "scienceqa": dict(DVP, batch=32, rows=1, epochs=20.0, lr=1.25e-3, beta2=0.95, weight_decay=0.05,
                       warmup=800, max_tokens=256),
+}
+# DVP's own models, frozen but for norms and adapters. One learning rate, theirs; of the heads of
+# BERT and T5 on VQA2.0 and GQA they had ten times it.
+RECIPES |= {
+    "dvp on bert": dict(readout="head", types=True),
+    "dvp on t5": dict(types=True),
+    "dvp on llama": dict(adapter=64, silu=True, widening=0.125, draws=10),
+    "shapes/vqa, dvp on llama": dict(adapter=8, widening=2.0),  # a 64th of a tiny one is nothing
+    "vqa2, dvp on bert": dict(lr=1e-3),
+    **{f"{name}, dvp on t5": dict(lr=3e-4) for name in ("vqa2", "gqa", "snli_ve")},
+    **{f"{name}, dvp on llama": dict(weight_decay=0.2) for name in ("vqa2", "gqa")},
+    "snli_ve, dvp on llama": dict(weight_decay=0.2, batch=16, epochs=22.0, warmup=4000),
 }
 # What --preset names; on top of the dataset's recipe for the method.
 PRESETS = {

@@ -20,12 +20,14 @@ to choose from. Next: batches.py makes tensors of it.
 """
 
 import difflib
+import io
 import json
 import os
 from pathlib import Path
 
+from data.boxes import is_box
 from lib.cli import UserError
-from lib.files import read_json, repo_path
+from lib.files import open_file, read_json, repo_path, user_path
 
 DATA = Path(__file__).resolve().parent
 # {task: the key of what can be learnt for it}; a task's own key is in every line.
@@ -124,7 +126,7 @@ FORM = ('{"id": 1, "image": "photo.jpg", "captions": ["A shoe."]} (or in place o
 
 def is_prepared(folder):
     """Whether any of the usual splits is there; nocaps, for one, has no train."""
-    return any((folder / f"{split}.jsonl").is_file() for split in ("train", "val", "test"))
+    return any(os.path.isfile(folder / f"{split}.jsonl") for split in ("train", "val", "test"))
 
 
 def known_datasets():
@@ -142,7 +144,7 @@ def dataset_name(name):
     """The short name of a dataset of the project, however it is spelled: "shapes" for "shapes/",
     "data/shapes" and "./data/shapes". Any other path comes back as given, but for a last slash."""
     key = str(name).replace(os.sep, "/").rstrip("/") or str(name)
-    path = Path(os.path.abspath(Path(repo_path(key)).expanduser()))
+    path = Path(os.path.abspath(user_path(repo_path(key))))
     inside = path.relative_to(DATA).as_posix() if path.is_relative_to(DATA) else ""
     return inside if is_known(inside) and not is_known(key) else key
 
@@ -152,18 +154,18 @@ def find_dataset(name):
     the path of a folder. UserError says how to prepare it, or what was probably meant. Where both
     are there, ./coco is the one in the working folder."""
     key = dataset_name(name)
-    places = [DATA / key] * is_known(key) + [Path(name).expanduser().absolute()]
+    places = [DATA / key] * is_known(key) + [user_path(name).absolute()]
     for folder in places:
         if is_prepared(folder):
             return folder
     folder = places[0]
-    if folder.is_file():
+    if os.path.isfile(folder):
         raise UserError(f"{name}: a file; name the folder that holds train.jsonl")
     owner, _, task = key.partition("/")
-    if (DATA / owner / "prepare.py").is_file():
+    if os.path.isfile(DATA / owner / "prepare.py"):
         command = [f"python data/{owner}/prepare.py", task, RUN_WITH.get(owner, "")]
         raise UserError(f"{key} is not prepared: run {' '.join(filter(None, command))}")
-    if folder.is_dir():
+    if os.path.isdir(folder):
         raise UserError(f"{name}: this folder has no train.jsonl; python data/folder/prepare.py "
                         f"{name} makes it from photos with captions, or write one line an item: "
                         f"{FORM}")
@@ -183,17 +185,23 @@ TYPES = {"id": (int, str), "image": str, "captions": list, "question": str, "ans
 def load_split(folder, split):
     """The items of folder/split.jsonl as dictionaries, "image" made an absolute Path unless it is
     None. UserError names file and line. Whether the images exist is seen when they are opened."""
-    folder, items = Path(folder).expanduser().absolute(), []
+    folder, items = user_path(folder).absolute(), []
     path = folder / f"{split}.jsonl"
     try:
         # pitfall: Notepad begins a file with a byte-order mark; utf-8-sig skips it.
-        with open(path, encoding="utf-8-sig") as f:
+        with io.TextIOWrapper(open_file(path), encoding="utf-8-sig") as f:
             for number, line in enumerate(f, 1):
                 if line.strip():
                     items.append(parse_item(line, folder, f"{path} line {number}"))
+                    if task_of(items[0]) != task_of(items[-1]):
+                        raise UserError(f"{path} line {number}: asks for {task_of(items[-1])}, the "
+                                        f"first line for {task_of(items[0])}; a dataset cannot "
+                                        "have different tasks")
     except FileNotFoundError as e:
-        there = ", ".join(sorted(p.stem for p in folder.glob("*.jsonl"))) or "none"
-        raise UserError(f"{path}: no such split; there are: {there}") from e
+        there = sorted(p.stem for p in folder.glob("*.jsonl"))
+        other = "; say --split val" if split == "test" and "val" in there else ""
+        raise UserError(f"{path}: no such split; there are: {', '.join(there) or 'none'}"
+                        f"{other}") from e
     except UnicodeDecodeError as e:
         raise UserError(f"{path}: not written in UTF-8 ({e.reason} at byte {e.start})") from e
     except OSError as e:
@@ -201,6 +209,14 @@ def load_split(folder, split):
     if not items:
         raise UserError(f"{path}: holds no item")
     return items
+
+
+def shortened(value):
+    """A JSON value in at most 40 letters."""
+    try:
+        return json.dumps(value)[:40]
+    except RecursionError:
+        return "nested deeply"
 
 
 def parse_item(line, folder, where):
@@ -213,18 +229,31 @@ def parse_item(line, folder, where):
         raise UserError(f"{where}: not of the form {FORM}")
     if missing := [key for key in ("id", "image") if key not in item]:
         raise UserError(f'{where}: no "{missing[0]}"; expected {FORM}')
-    if not any(task in item for task in TASKS):
-        raise UserError(f"{where}: neither {' nor '.join(TASKS)}; expected {FORM}")
+    tasks = [task for task in TASKS if task in item]
+    if len(tasks) != 1:
+        what = " and ".join(tasks) if tasks else f"neither {' nor '.join(TASKS)}"
+        raise UserError(f"{where}: {what}; expected {FORM}")
     for key, kind in TYPES.items():
         no_image = key == "image" and item["image"] is None and "question" in item
-        if key in item and not isinstance(item[key], kind) and not no_image:
-            raise UserError(f'{where}: "{key}" is {json.dumps(item[key])[:40]}; expected {FORM}')
+        if key in item and (not isinstance(item[key], kind) or item[key] is True
+                            or item[key] is False) and not no_image:
+            raise UserError(f'{where}: "{key}" is {shortened(item[key])}; expected {FORM}')
     # pitfall: null is no caption, and a caption that is not in a list would be read by letters.
     for key in ("captions", "raw_answers", "choices"):
         if not all(isinstance(text, str) for text in item.get(key, [])):
             raise UserError(f'{where}: "{key}" must be a list of texts')
-    if not all(isinstance(n, (int, float)) and n > 0 for n in item.get("answers", {}).values()):
+    if not all(type(n) in (int, float) and 0 < n < 1e6 for n in item.get("answers", {}).values()):
         raise UserError(f'{where}: "answers" must be of the form {{"yes": 8, "no": 2}}')
+    if not all(map(is_box, [item.get("box", [0] * 4), *item.get("proposals", ())])):
+        raise UserError(f'{where}: "box" and "proposals" must be boxes [x, y, w, h] in pixels')
+    # pitfall: JSON can write half of a character (\ud83d alone), which no tokenizer takes. A file's
+    # name may have one: in place of a byte that is no UTF-8.
+    if "\\ud" in line.lower():
+        try:
+            texts = {key: value for key, value in item.items() if key not in ("id", "image")}
+            json.dumps(texts, ensure_ascii=False).encode()
+        except ValueError as e:
+            raise UserError(f"{where}: half of a character (\\ud...), write all of it") from e
     if item["image"] is not None:
         item["image"] = folder / item["image"]  # an absolute path stays what it is
     return item

@@ -18,6 +18,7 @@ Exact-scene accuracy is the share of images of the shapes world whose caption na
 with size, colour and shape, and their relation, and says nothing wrong.
 """
 
+from lib.cli import UserError, note, opt, parse, printable, run  # isort: skip (lib before torch)
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,10 +30,9 @@ from evaluate.official import find_official
 from evaluate.results import SHEET, beside, contact_sheet, read_captions, short_names, write_results
 from evaluate.tables import RESAMPLES, table
 from evaluate.vqa import score_answers
-from lib.cli import UserError, note, opt, parse, run
 from lib.devices import autocast, pick_device
-from lib.files import replacing
-from lib.runs import newest_run
+from lib.files import check_writable, replacing
+from lib.settings import pick_checkpoint
 from model import SeeGPT
 from weights.checkpoints import read_run_info
 
@@ -47,12 +47,13 @@ class Config:
     dataset: str = opt("", "a dataset's name or folder; empty: that of the checkpoint's training")
     split: str = opt("test", "which of its splits (nocaps has only val)")
     images: int = opt(0, "only the first so many images; 0: all")
-    beam: int = opt(5, "beams of the search for a caption (papers: 5); 1: greedy")
+    beam: int = opt(5, "beams of the search for a caption (papers: 5); 1: greedy",
+                    at_least=1, at_most=100)
     length_penalty: float = opt(0.0, "a beam's score is its log-probability / tokens ** this; "
-                                     "above 0: longer")
-    max_new_tokens: int = opt(30, "longest caption in tokens")
+                                     "above 0: longer", at_least=-10, at_most=10)
+    max_new_tokens: int = opt(30, "longest caption in tokens", at_least=1)
     prompt: str = opt("", "how the text begins (no space at its end); not scored")
-    batch: int = opt(64, "images at a time")
+    batch: int = opt(64, "images at a time", at_least=1)
     json: str = opt("", "write the scores to this file, and the captions beside it")
     sheet: str = opt("", f"PNG file with the {SHEET // 2} best and {SHEET // 2} worst by CIDEr-D")
     official: bool = opt(False, "score with pycocoevalcap and Java; adds METEOR and SPICE")
@@ -65,15 +66,11 @@ class Config:
 
 def check(config):
     """UserError for what would otherwise be found out late, after all the captions."""
-    for name in ("beam", "max_new_tokens", "batch"):
-        if getattr(config, name) < 1:
-            raise UserError(f"--{name} {getattr(config, name)}: must be 1 or more")
-    if config.images < 0:
-        raise UserError(f"--images {config.images}: must be 0 (all) or more")
     for flag, ending in (("json", ".json"), ("sheet", ".png")):
         value = getattr(config, flag)
         if value and not value.lower().endswith(ending):
             raise UserError(f"--{flag} {value}: a name that ends in {ending}, please")
+        check_writable(value)
     if config.ckpt and config.captions:
         raise UserError("--ckpt or --captions, not both: score the captions of a checkpoint, or "
                         "those of a file")
@@ -98,9 +95,6 @@ def load_items(dataset, split, images=0):
         if "expression" in item:
             raise UserError(f"{where}: referring expressions; this command scores captions and "
                             "answers")
-        if task_of(item) != task_of(items[0]):
-            raise UserError(f"{where}: items {items[0]['id']} and {item['id']} have different "
-                            "tasks")
         if "captions" in item and not item["captions"]:
             raise UserError(f"{where}: item {item['id']} has no captions to compare with")
     if len({str(item["id"]) for item in items}) < len(items):
@@ -146,8 +140,8 @@ def report(config, dataset, items, scores):
         "; Stanford's tokenizer, pycocoevalcap" if config.official else
         "; our own tokenizer (--official: Stanford's)"))
     print(table(scores, len(items), unit))
-    print(f"\n{dataset}, {config.split}; all x 100, as papers print them; in brackets the 95 % "
-          f"interval of {RESAMPLES:,} resamples of the {unit}{tokenizer}.")
+    print(f"\n{printable(dataset)}, {config.split}; all x 100, as papers print them; in brackets "
+          f"the 95 % interval of {RESAMPLES:,} resamples of the {unit}{tokenizer}.")
     if config.images and not questions:
         print("A part of the split: CIDEr-D takes its document frequencies from these images, so "
               "it cannot be compared with that of all.")
@@ -156,9 +150,7 @@ def report(config, dataset, items, scores):
 @torch.no_grad()
 def main(config):
     check(config)
-    ckpts = [] if config.captions else config.ckpt or [newest_run()]
-    if ckpts and not config.ckpt:
-        note(f"checkpoint: {ckpts[0]}, the newest run (--ckpt for another)")
+    ckpts = [] if config.captions else config.ckpt or [pick_checkpoint("")]
     dataset = config.dataset or (trained_on(ckpts) if ckpts else "")
     if not dataset:
         raise UserError("--captions: say with --dataset which images these captions belong to")

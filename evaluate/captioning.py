@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from data.batches import check_context
+from data.batches import fits
 from data.features import image_features_of
 from data.shapes import world
 from data.shapes.exact import exact_columns, scenes_of
@@ -11,7 +11,7 @@ from data.tasks import condition
 from evaluate.metrics import bleu_counts, cider_d, prepare, rouge_l
 from evaluate.official import official_scores, official_tokens
 from evaluate.tables import bootstrap
-from lib.cli import UserError
+from lib.cli import UserError, note
 from lib.files import progress
 
 DOMAINS = ("in-domain", "near-domain", "out-domain")  # of nocaps, in the order of its papers
@@ -32,19 +32,22 @@ def caption(model, items, config, autocast, label="captions"):
 
 
 def answer(model, items, config, autocast, label="answers"):
-    """One answer an item, a list of str: chosen, or written greedily. UserError for an item without
-    an image where the model needs one, and for a question that is too long."""
+    """One answer an item, a list of str: chosen, or written greedily; "" to a question that is too
+    long. UserError for an item without an image where the model needs one."""
     if model.method.needs_image and any(item["image"] is None for item in items):
         raise UserError("some items have no image, which this model cannot do without; dvp can")
-    check_context(model.lm, map(condition, items),
-                  0 if model.method.answers else config.max_new_tokens)
+    room = model.lm.config.n_positions - (0 if model.method.answers else config.max_new_tokens)
+    short = [i for i, item in enumerate(items) if fits(model.lm.tokenizer, condition(item), room)]
+    if len(short) < len(items):
+        note(f"{len(items) - len(short):,} of {len(items):,} questions are longer than {room} "
+             "tokens: their answers are left empty")
     # Questions on one image one after another, those without an image at the end.
     key = lambda i: (items[i]["image"] is None, str(items[i]["image"]))
-    order = sorted(range(len(items)), key=key)
-    with_image = sum(item["image"] is not None for item in items)
+    order = sorted(short, key=key)
+    with_image = sum(items[i]["image"] is not None for i in order)
     batches = [part[i:i + config.batch] for part in (order[:with_image], order[with_image:])
                for i in range(0, len(part), config.batch)]
-    texts, done, show = [None] * len(items), 0, progress(label, len(items))
+    texts, done, show = [""] * len(items), 0, progress(label, len(order))
     for batch in batches:
         with autocast:
             answers = answer_batch(model, [items[i] for i in batch], config.max_new_tokens)

@@ -12,6 +12,7 @@ Speed is measured by itself, in short runs of all methods by turns, so that a bu
 of them alike: the median of texts/s in training, features of the frozen image model cached for all.
 """
 
+from lib.cli import UserError, note, opt, parse, run  # isort: skip (lib before torch)
 import json
 import statistics
 import subprocess
@@ -25,8 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from evaluate.tables import markdown
 from lib import pictures
-from lib.cli import UserError, note, opt, parse, run
-from lib.files import replacing, write_json
+from lib.files import check_writable, replacing, write_json
 from model import SeeGPT, TextState
 from weights.checkpoints import read_run_info
 
@@ -58,9 +58,9 @@ COLOURS = ("#1f4e8c", "#d1652a", "#3b8f5a", "#9cc9ab", "#7a4a9e", "#bfa3d6")
 class Config:
     table: str = opt("captions", "which comparison", choices=tuple(TABLES))
     only: list = opt([], "some of its rows: " + "; ".join(map(", ".join, TABLES.values())))
-    seeds: int = opt(3, "runs of each, with seeds 1, 2, ...")
-    speed_rounds: int = opt(3, "short runs of each to measure the speed")
-    beam: int = opt(5, "beams in evaluation (papers: 5)")
+    seeds: int = opt(3, "runs of each, with seeds 1, 2, ...", at_least=1)
+    speed_rounds: int = opt(3, "short runs of each to measure the speed", at_least=1)
+    beam: int = opt(5, "beams in evaluation (papers: 5)", at_least=1, at_most=100)
     out: str = opt("out/compare", "folder of the runs and the table")
 
 
@@ -191,8 +191,7 @@ def main(config):
     for name in config.only:
         if name not in known:
             raise UserError(f"--only {name}: there are {', '.join(known)}")
-    if config.seeds < 1 or config.speed_rounds < 1:
-        raise UserError("--seeds and --speed_rounds must be 1 or more")
+    check_writable(Path(config.out) / f"{config.table}.json")
     rows = {name: known[name] for name in known if name in (config.only or known)}
     out, seeds = Path(config.out).resolve(), range(1, config.seeds + 1)
     folders = {name: [out / f"{name}-{seed}" for seed in seeds] for name in rows}

@@ -17,6 +17,7 @@ A proposal is right if its intersection over union with the true box is 0.5 or m
 than 0.5). The share of expressions with such a proposal bounds what any choice can reach.
 """
 
+from lib.cli import UserError, note, opt, parse, run  # isort: skip (lib before torch)
 import hashlib
 import re
 from collections import defaultdict
@@ -34,11 +35,10 @@ from evaluate.overlays import centred, overlay_scores
 from evaluate.regions import chosen, hits_of, load_expressions, painted, paints_of
 from evaluate.tables import RESAMPLES, bootstrap, markdown, shown
 from evaluate.tuning import LOSSES
-from lib.cli import UserError, note, opt, parse, run
 from lib.devices import pick_device
-from lib.files import repo_path, write_json
+from lib.files import check_writable, repo_path, write_json
 from lib.pictures import open_image
-from lib.runs import newest_run
+from lib.settings import pick_checkpoint
 from model import SeeGPT
 from prompts import NONE, PAINTS, TEMPLATES, cloze, fill_in, paint
 from weights.checkpoints import checkpoint_file
@@ -62,14 +62,14 @@ class Config:
                                       "belongs", choices=TEMPLATES)
     strict: bool = opt(False, "count a choice as right above 0.5, not from 0.5 on")
     shots: list = opt([], "numbers of expressions to tune on (CPT 1 2 4 8 16), or all")
-    seeds: int = opt(5, "few-shot runs for each number, with seeds 0, 1, ... (CPT 5)")
-    steps: int = opt(500, "steps of a few-shot run (CPT 500)")
+    seeds: int = opt(5, "few-shot runs for each number, with seeds 0, 1, ... (CPT 5)", at_least=1)
+    steps: int = opt(500, "steps of a few-shot run (CPT 500)", at_least=1)
     lr: list = opt(["3e-5", "3e-4"], "peak learning rates of CPT, a row each: the published one, "
                                      "and one chosen on val")
     head_lr: list = opt(["6e-5", "1e-3"], "the same of the fine-tuned head; it takes ten times as "
                                           "many steps (as released)")
     loss: list = opt(["proposals"], f"of CPT, a row each: {', '.join(LOSSES)} (evaluate/tuning.py)")
-    jobs: int = opt(1, "few-shot runs side by side, on a CPU: as many as it has cores")
+    jobs: int = opt(1, "few-shot runs side by side, on a CPU: as many as it has cores", at_least=1)
     others: bool = opt(True, "also rows of what is not CPT (evaluate/overlays.py)")
     search: bool = opt(False, "rank colours and words by what the captioner calls pure colours")
     json: str = opt("", "write the numbers to this file; --shots goes on with what it holds")
@@ -82,20 +82,19 @@ class Config:
 def check(config):
     """UserError for what would otherwise be found out late."""
     paints_of(config)
-    if any(K != "all" and not (K.isdecimal() and int(K)) for K in config.shots):
+    if any(K != "all" and not re.fullmatch("0*[1-9][0-9]{0,8}", K) for K in config.shots):
         raise UserError("--shots: numbers from 1 on, or all")
     for name in ("lr", "head_lr"):
         try:
-            good = all(float(lr) >= 0 for lr in getattr(config, name))
+            good = all(0 <= float(lr) <= 1 for lr in getattr(config, name))
         except ValueError:
             good = False
         if not good:
-            raise UserError(f"--{name}: numbers of 0 or more")
+            raise UserError(f"--{name}: numbers from 0 to 1")
     if set(config.loss) - set(LOSSES) or not config.loss:
         raise UserError(f"--loss: some of {', '.join(LOSSES)}")
-    for least, name in ((1, "seeds"), (1, "steps"), (1, "jobs"), (0, "images")):
-        if getattr(config, name) < least:
-            raise UserError(f"--{name} {getattr(config, name)}: must be {least} or more")
+    for path in (config.json, config.png):
+        check_writable(path)
     if config.png and not (config.png.lower().endswith(".png")
                            and (config.shots or config.search)):
         raise UserError(f"--png {config.png}: a name that ends in .png, with --shots or --search")
@@ -229,7 +228,7 @@ def report(rows, items, config):
 
 def main(config):
     check(config)
-    device, ckpt = pick_device(config.device), checkpoint_file(config.ckpt or newest_run())
+    device, ckpt = pick_device(config.device), checkpoint_file(pick_checkpoint(config.ckpt))
     model = SeeGPT.load(ckpt, device, config.lm or None, config.clip or None)
     note(f"with {ckpt}")
     if model.method.answers:

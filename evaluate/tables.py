@@ -3,6 +3,7 @@
 import numpy as np
 
 from evaluate.metrics import bleu_scores
+from lib.cli import printable
 
 RESAMPLES = 1000  # of the bootstrap
 
@@ -46,7 +47,7 @@ def markdown(lines):
     to the right."""
     head, *rest = lines
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rest]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(printable(f"| {' | '.join(line)} |") for line in lines)
 
 
 def table(rows, n, unit="images"):

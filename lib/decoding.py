@@ -10,12 +10,12 @@ import torch
 
 
 def sample_token(logits, temperature, top_k=0, top_p=1.0):
-    """Next token ids (B,) from logits (B, V). Temperature 0: the likeliest one, no dice.
+    """Next token ids (B,) from logits (B, V). Temperature 0 or nearly: the likeliest, no dice.
 
     top_k: only among so many; 0: all. top_p (Holtzman et al. 2020): only among the fewest tokens
     whose probabilities sum to at least so much. Both: first top_k, then top_p.
     """
-    if temperature == 0:
+    if temperature < 1e-6:  # what a division by it tends to, before it overflows
         return logits.argmax(-1)
     logits, ids = (logits / temperature).sort(-1, descending=True)
     if top_k:

@@ -4,12 +4,13 @@ import contextlib
 import os
 import sys
 import time
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 import torch.nn as nn
 
-from lib.cli import UserError
+from lib.cli import UserError, printable
 
 
 def pick_device(name):
@@ -18,10 +19,17 @@ def pick_device(name):
              "cpu": True}
     if name == "auto":
         return torch.device(next(d for d in there if there[d]))
-    if not there.get(name.split(":")[0], False):
+    kind, _, index = name.partition(":")
+    many = torch.cuda.device_count() if kind == "cuda" else 1
+    if not there.get(kind) or ":" in name and index not in map(str, range(many)):
         known = ", ".join(d for d in there if there[d])
         raise UserError(f"--device {name}: not available here; {known} or auto")
     return torch.device(name)
+
+
+def first_line(error):
+    """What an exception says, without the lines for programmers that torch adds."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def pick_dtype(name, device):
@@ -44,24 +52,55 @@ def autocast(device, dtype):
 
 
 class Processes:
-    """The processes that torchrun started, or this one alone."""
+    """The processes that torchrun started, or this one alone.
+
+    UserError in every one that is left when another has ended, instead of waiting for it.
+    """
+
+    MEET = timedelta(minutes=5)  # that all have started
+    WAIT = timedelta(hours=6)  # for one that downloads, encodes or validates; NCCL's own: 10 min
 
     def __init__(self, device="auto"):
         """device: as pick_device takes it; with several processes on CUDA, each has its own."""
         self.size = int(os.environ.get("WORLD_SIZE", 1))
         self.rank = int(os.environ.get("RANK", 0))
         self.main = self.rank == 0  # the one that prints, evaluates and saves
+        self.heard = True  # whether what it prints can still be read
         self.device = pick_device(device)
         if self.size > 1:
-            if self.device.type == "cuda":
-                self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-                torch.cuda.set_device(self.device)
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            self.connect()
+
+    def connect(self):
+        """Meets the other processes."""
+        if self.device.type == "cuda":
+            self.device = pick_device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
+            torch.cuda.set_device(self.device)
+        try:
+            store, *_ = next(dist.rendezvous("env://", timeout=self.MEET))
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", store=store,
+                                    rank=self.rank, world_size=self.size, timeout=self.WAIT)
+        except (RuntimeError, ValueError) as e:  # the store's errors are RuntimeErrors
+            raise UserError(f"process {self.rank} of {self.size} did not meet the others "
+                            f"({first_line(e)}); start all of them with torchrun") from e
 
     def say(self, *words):
-        """Prints, in the main process only."""
-        if self.main:
-            print(*words)
+        """Prints at once, in the main process only. That nobody can read it any more (a terminal
+        that was closed, `| head`) is remembered in self.heard: no work is lost by it."""
+        if self.main and self.heard:
+            try:
+                print(*map(printable, words), flush=True)
+            except OSError:
+                self.heard = False
+                # Python tries once more to write when it ends.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def all_reduce(self, x):
+        """Sums a tensor over all processes, in place."""
+        try:
+            dist.all_reduce(x)
+        except RuntimeError as e:  # gloo's and NCCL's
+            raise UserError(f"process {self.rank} lost the others, of which one has ended: see its "
+                            "message; what was saved is good, --resume goes on from there") from e
 
     def sum(self, values):
         """Each of the numbers summed over all processes."""
@@ -69,7 +108,7 @@ class Processes:
             return values
         where = self.device if self.device.type == "cuda" else "cpu"
         t = torch.tensor(values, dtype=torch.float64, device=where)
-        dist.all_reduce(t)
+        self.all_reduce(t)
         return t.tolist()
 
     def barrier(self):
@@ -90,14 +129,15 @@ class Processes:
         if self.size > 1:
             grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in params]
             flat = torch.cat([g.flatten() for g in grads])
-            dist.all_reduce(flat)
+            self.all_reduce(flat)
             for p, g in zip(params, flat.split([p.numel() for p in params])):
                 p.grad = g.view_as(p)
 
     def leave(self):
         """Ends the connection, when all are ready to."""
         if self.size > 1:
-            self.barrier()  # who leaves first would take it away while others still work
+            with contextlib.suppress(UserError):  # all is done: no matter if one is gone already
+                self.barrier()  # who leaves first would take it away while others still work
             time.sleep(1)  # pitfall: gloo aborts a process whose peer hangs up while it still reads
             dist.destroy_process_group()
 

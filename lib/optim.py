@@ -2,6 +2,8 @@
 
 import torch
 
+from lib.cli import UserError
+
 
 def schedule(optimizer, step, warmup, steps):
     """Sets the learning rates of a step: linearly up to each group's peak, then linearly down to 0
@@ -28,3 +30,13 @@ def make_optimizer(trained, config, device):
     return torch.optim.AdamW(parameter_groups(method, config.lr, config.weight_decay)
                              + parameter_groups(others, config.backbone_lr, config.weight_decay),
                              betas=(0.9, config.beta2), fused=device.type == "cuda")
+
+
+def check_reached(model, optimizer):
+    """After a step: UserError if the gradient has left out a parameter of the method."""
+    # AdamW keeps averages of what has had a gradient. None at all: float16 skipped its first step.
+    left = [name for name, p in model.trained().items()
+            if name.startswith("method.") and optimizer.state and p not in optimizer.state]
+    if left:
+        raise UserError(f"no gradient reaches {', '.join(left[:3])}{' ...' * (len(left) > 3)}: use "
+                        "it in the method's hooks, do not detach what it gives, or leave it out")

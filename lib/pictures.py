@@ -8,17 +8,18 @@
      label       label       label
   less [colour bar] more
 
-Pillow does all of it but the curves, which need matplotlib. Image files are opened here, too.
+Pillow does all of it but the curves, which need matplotlib.
 """
 
 import functools
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
-from lib.cli import UserError, note
+from lib.cli import UserError, note, printable
 from lib.files import replacing
+from lib.images import open_image
 from lib.runs import read_log
 
 PAPER, INK, GREY, LINE = (252, 252, 250), (30, 30, 36), (125, 125, 132), (214, 214, 212)
@@ -28,30 +29,6 @@ WIDE = 1500  # pixels a sheet may be wide, unless a single cell is wider
 
 
 # ---------------------------------------------------------------------------- image files
-
-def to_rgb(image):
-    """A PIL image of any mode in RGB, what is transparent on white.
-
-    differs: OpenAI's code drops the alpha channel, and so shows the colours, often black, that lie
-    under transparent pixels. White is what transformers 5 puts there.
-    """
-    if image.mode in ("LA", "PA", "RGBA") or image.info.get("transparency") is not None:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def open_image(path):
-    """An image file as an upright RGB picture. UserError where it is missing or broken."""
-    try:
-        with Image.open(path) as image:
-            # Phones store pictures lying on their side, with a note that says so.
-            return to_rgb(ImageOps.exif_transpose(image))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such image") from None
-    except Exception as e:  # a damaged file can raise almost anything
-        raise UserError(f"{path}: not a readable image ({e})") from None
-
 
 def read_images(names):
     """(names, RGB images) of the files that can be read; the others are named on stderr."""
@@ -320,7 +297,7 @@ def plot(lines, path, xlabel, ylabel, numbers):
         from matplotlib.figure import Figure  # not pyplot, which may ask for a window
     except ImportError:
         print("no curves: matplotlib is missing (pip install matplotlib); numbers are in "
-              f"{numbers}")
+              f"{printable(numbers)}")
         return False
     figure = Figure(figsize=(7, 4.2), dpi=130, layout="constrained")
     axes = figure.subplots()

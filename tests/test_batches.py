@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from test_methods import build
 from test_train import ENC
 
-from data.batches import Batches, answer_rows, check_context, epoch_order, load_entries, text_rows
+from data.batches import Batches, answer_rows, epoch_order, load_entries, text_rows
 from data.common import write_split
 from lib.cli import UserError
 from train import Config
@@ -30,7 +29,8 @@ def test_a_row_is_asked_for_every_word_and_the_end_and_for_no_padding():
     assert idx.tolist() == [[EOT, a, star], [EOT, bang, EOT], [EOT, a, EOT], [EOT] * 3]
     assert targets.tolist() == [[a, star, EOT], [bang, EOT, -1], [a, EOT, -1], [-1] * 3]
     assert condition_len.tolist() == [1] * 4 and wanted.tolist() == [0, 1, 2, 3, 4, 6, 7]
-    assert text_rows(texts[:1], 2, ENC, max_tokens=1)[1].tolist() == [[a, EOT], [bang, EOT]]
+    # what is cut does not end there
+    assert text_rows(texts[:1], 2, ENC, max_tokens=1)[1].tolist() == [[a, -1], [bang, EOT]]
 
 
 def test_of_a_question_only_the_answer_that_most_people_gave_is_asked_for():
@@ -57,12 +57,22 @@ def test_how_right_an_answer_is_depends_on_how_many_gave_it(soft, rows):
     assert tied.tolist() == [[0.5, 0.5, 0]]
 
 
-@pytest.mark.parametrize("text, free", [("a star", 26), ("a" * 32, 0)])
-def test_a_text_that_leaves_too_few_positions_is_named(text, free):
-    model = build("ituning").lm  # 32 positions
-    check_context(model, ["", text[:-1]], free)
-    with pytest.raises(UserError, match=f"'{text}'... has {len(text) + 1} tokens.* 32 positions"):
-        check_context(model, ["", text], free)
+def test_texts_that_are_too_long_are_left_out_and_counted(capsys):
+    """And what is left keeps the features of its own image."""
+    entries = [{"image": f"{i}.png", "texts": [(f"{'long ' * n}?", {"yes": 1}) for n in lengths]}
+               for i, lengths in enumerate([(90,), (1, 90), (2,), (3, 90)])]
+    feats = np.arange(4).reshape(-1, 1, 1)
+    data = Batches(entries, ENC, Config(batch=3, rows=2), 64, feats, n_positions=128)
+    assert [len(entry["texts"]) for entry in data.entries] == [1, 1, 1]
+    assert capsys.readouterr().err == ("left out: 3 of 6 texts, which are longer than 88 tokens\n")
+    assert sorted(images_of(data[0])) == [1, 2, 3]
+    asked = {int(i): ENC.decode(row.tolist()).count("long")
+             for i, row in zip(data[0][0].images, data[0][0].idx[::2])}
+    assert asked == {1: 1, 2: 2, 3: 3}
+    with pytest.raises(UserError, match="every text is longer than the 0 tok.*lower --max_tokens 40"):
+        Batches(entries, ENC, Config(), 64, feats, n_positions=30)
+    assert len(Batches(entries, ENC, Config(), 64, feats, answers=["yes"],
+                       n_positions=999).entries) == 4
 
 
 # ---------------------------------------------------------------------------- batches
@@ -111,6 +121,13 @@ def test_texts_without_an_image_are_a_micro_batch_of_their_own():
     seeing, blind = data[0]
     assert sorted(images_of([seeing])) == [0, 1, 2, 3] and blind.images is None
     assert len(blind.idx) == 2 * 3
+
+
+def test_an_image_that_cannot_be_read_comes_as_a_line_that_names_it_and_the_way_out(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    data = Batches([{"image": tmp_path / "a.png", "texts": [caption("a")]}], ENC, Config(), 64)
+    assert f"{tmp_path / 'a.png'}: not a readable image" in data[0]
+    assert "sound file in its place and --resume" in data[0] and "--check" in data[0]
 
 
 def test_of_a_dataset_some_validation_items_of_both_kinds_are_kept(tmp_path):

@@ -130,7 +130,7 @@ VISION = CONFIG["vision_config"]
 
 
 @pytest.mark.parametrize("tensors, config, complaint", [
-    ({QUERY: torch.zeros(8, 32)}, {}, r"these three must have one shape: .*q_proj.*\(8, 32\)"),
+    ({QUERY: torch.zeros(8, 32)}, {}, r"these 3 must have one shape: .*q_proj.*\(8, 32\)"),
     ({"vision_model.encoder.layers.0.layer_norm3.weight": torch.zeros(3)}, {},
      "resblocks.0.layer_norm3.weight is unknown"),
     ({"vision_model.head.weight": torch.zeros(3)}, {}, "vision_model.head.weight is not part of"),
@@ -140,7 +140,17 @@ VISION = CONFIG["vision_config"]
     ({}, {"vision_config": {**VISION, "layer_norm_eps": 1e-6}}, "only OpenAI's CLIP"),
     ({}, {"text_config": {"hidden_act": "gelu"}}, "only OpenAI's CLIP"),
     ({}, {"vision_config": {**VISION, "num_attention_heads": 5}},
-     "width 32 cannot be split into 5 heads")])
+     "width 32 cannot be split into 5 heads"),
+    # what only a damaged or a hostile file has
+    ({QUERY: torch.tensor(1.0)}, {}, "these 3 must have one shape"),
+    ({QUERY: torch.zeros(32, 32, dtype=torch.float16)}, {}, "these 3 must have one shape"),
+    ({"visual_projection.weight": torch.tensor(1.0)}, {}, "proj is unknown"),
+    ({"visual_projection.weight": torch.zeros(0, 32)}, {}, "proj has no numbers"),
+    ({"vision_model.encoder.layers.x.layer_norm1.weight": torch.zeros(3)}, {}, "resblocks.x does"),
+    ({"vision_model.embeddings.position_embedding.weight": torch.zeros(0, 2**40)}, {},
+     "cannot be split into 12|no numbers"),
+    ({}, {"vision_config": ["x"]}, "its vision_config is no such thing"),
+    ({}, {"vision_config": {**VISION, "num_attention_heads": "x"}}, "split into x heads")])
 def test_what_is_not_openais_clip_is_refused(tensors, config, complaint, tmp_path):
     with pytest.raises(UserError, match=complaint):
         load(tmp_path, {**THEIRS, **tensors}, {**CONFIG, **config})

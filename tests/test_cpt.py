@@ -529,7 +529,9 @@ def test_sample_points_at_a_box_of_ones_own_picture(refer, host, tmp_path, capsy
 @pytest.mark.parametrize("words, says", [
     ("--shots 1 --lr x", "--lr: numbers"), ("--shots 1 --loss odd", "--loss: some"),
     ("--shots ²", "from 1 on"), ("--shots 0", "from 1 on"), ("--shots 1 --seeds 0", "must be 1"),
-    ("--png x.png", "with --shots"), ("--colour mauve", "there are red"),
+    ("--png x.png", "with --shots"), ("--json odd.json/x", "odd.json/x: cannot be written"),
+    ("--shots " + 5000 * "9", "from 1 on"), ("--lr nan", "--lr"),
+    ("--colour mauve", "there are red"),
     ("--palette odd.json", "not a palette"), ("--palette none.json", "no such file"),
     ("--split val", "there are"), ("--masks", "has no mask"),
     ("--palette brown.json --colour brown --shots 1", "brown is more than one token")])

@@ -9,17 +9,27 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
+import threading
+import zipfile
 
 import numpy as np
 import pytest
 import torch
-from dataset_trees import ENTRIES, entry, fails, fill, jpeg, karpathy, tree, zipped
+from dataset_trees import ENTRIES, ROOT, entry, fails, fill, jpeg, karpathy, tree, zipped
 
 from data import archives, common, tasks
 from data.coco import prepare
 from data.features import cached_features, image_features_of
+from data.masks import mask_of
+from data.refcoco.prepare import read_refs
 from lib import files
+from lib.cli import UserError
+from lib.devices import Processes
+from lib.images import open_image
+
+ALONE = Processes("cpu")
 
 
 @pytest.fixture
@@ -170,7 +180,7 @@ def test_a_split_is_written_whole_or_not_at_all(coco, monkeypatch, tmp_path):
 def test_a_file_where_a_folder_should_be_is_one_line(coco, tmp_path):
     file = tmp_path / "file"
     file.write_text("")
-    fails(coco.run, file, "cannot be written", out=str(file))
+    fails(coco.run, file, "cannot be written", "--out", out=str(file))
     fails(coco.run, coco.folder, "cannot be read", karpathy=str(coco.folder))
     fails(common.list_images, file, "cannot be read as a folder", folder=file)
     fails(archives.check_disk, file, "choose another", folder=file / "x", size=1)
@@ -202,9 +212,26 @@ def test_a_zip_that_is_damaged_or_leads_out_of_the_folder_leaves_no_file(tmp_pat
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path != archive]
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_one_flipped_bit_in_a_zip_is_one_line_or_does_no_harm(tmp_path, method):
+    archive = tmp_path / "x.zip"
+    with zipfile.ZipFile(archive, "w", method) as z:
+        z.writestr("good", b"0123456789" * 9)
+    whole, complaints = archive.read_bytes(), set()
+    for at in range(len(whole)):
+        archive.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1:])
+        try:
+            archives.extract(archive, tmp_path / "in", {"good"})
+        except UserError as e:
+            complaints.add(type(e.__cause__).__name__)
+        shutil.rmtree(tmp_path / "in", ignore_errors=True)
+    assert {"BadZipFile", "NotImplementedError"} <= complaints
+
+
 # ---------------------------------------------------------------------------- reading
 
 QUESTION = {"id": 1, "image": "a.jpg", "question": "red?"}
+BOX = {"id": 1, "image": "a.jpg", "expression": "man", "box": [1, 2, 3, 4]}
 
 
 @pytest.mark.parametrize("line, words", [
@@ -222,6 +249,18 @@ QUESTION = {"id": 1, "image": "a.jpg", "question": "red?"}
     (QUESTION | {"answers": {}, "choices": [None]}, ['"choices" must be a list']),
     (QUESTION | {"choices": "ab"}, ['"choices" is "ab"']),
     (QUESTION | {"masks": "P1"}, ['"masks" is "P1"']),
+    (QUESTION | {"answers": {"yes": 1}}, ["asks for question, the first line for captions"]),
+    ({"id": 1, "image": "a.jpg", "captions": ["A."], "question": "?"}, ["captions and question"]),
+    ({"id": True, "image": "a.jpg", "captions": ["A shoe."]}, ['"id" is true']),
+    *((QUESTION | {"answers": {"yes": n}}, ['"answers" must be of the form'])
+      for n in (10 ** 400, float("nan"), float("inf"), True)),
+    (QUESTION | {"answers": {"half \ud83d": 1}}, ["half of a character"]),
+    ({"id": 1, "image": "a.jpg", "captions": ["\ud83d"]}, ["half of a character"]),
+    *((BOX | {"box": box}, ["must be boxes"])
+      for box in ([1, 2, 3], [1, 2, -3, 4], ["1", 2, 3, 4], [1, 2, 10 ** 400, 4],
+                  [True, 2, 3, 4], [1, 2, float("inf"), 4])),
+    (BOX | {"proposals": [[1, 2, 3, 4], {}]}, ["must be boxes"]),
+    ('{"id": ' + "9" * 5000 + "}", ["not JSON"]),
     ({"id": 1, "image": None, "captions": []}, ['"image" is null']),
     ({"id": 1, "image": None, "hypothesis": "a", "label": "neutral"}, ['"image" is null']),
     ({"id": 1, "image": None, "expression": "a", "box": [1, 2, 3, 4]}, ['"image" is null']),
@@ -240,18 +279,20 @@ def test_all_tasks_and_other_keys_are_read(tmp_path):
              {"id": "7", "image": str(tmp_path / "ä.jpg"), "expression": "man",
               "box": [1, 2, 3, 4], "proposals": [[1, 2, 3, 4]]},
              {"id": 8, "image": "a.jpg", "captions": ["Line\u2028separator"], "domain": "near"}]
-    text = "\n\n".join(json.dumps(item, ensure_ascii=False) for item in items)
-    fill(tmp_path, {"test.jsonl": b"\xef\xbb\xbf" + text.encode()})
-    read = tasks.load_split(tmp_path, "test")
-    assert read == [item | {"image": tmp_path / item["image"]} for item in items]
-    assert [tasks.task_of(item) for item in read] == ["question", "hypothesis", "expression",
-                                                      "captions"]
+    for item, task in zip(items, ("question", "hypothesis", "expression", "captions")):
+        text = "\n\n".join([json.dumps(item, ensure_ascii=False)] * 2)
+        fill(tmp_path, {"test.jsonl": b"\xef\xbb\xbf" + text.encode()})
+        read = tasks.load_split(tmp_path, "test")
+        assert read == [item | {"image": tmp_path / item["image"]}] * 2
+        assert tasks.task_of(read[0]) == task
 
 
 def test_an_absent_or_empty_split_is_one_line(tmp_path):
     fill(tmp_path, {"test.jsonl": "{}", "val.jsonl": "", "latin.jsonl": '"é"'.encode("latin1")})
     for split, words in (("train", "latin, test, val"), ("val", "no item"), ("latin", "UTF-8")):
         fails(lambda: tasks.load_split(tmp_path, split), f"{split}.jsonl", words)
+    (tmp_path / "test.jsonl").unlink()
+    fails(lambda: tasks.load_split(tmp_path, "test"), "there are: latin, val; say --split val")
 
 
 # ---------------------------------------------------------------------------- what an item means
@@ -377,25 +418,156 @@ def test_features_are_computed_once_and_again_for_another_encoder_or_image(tmp_p
     assert wanted.shape == (5, 5, 3) and not wanted.requires_grad
     vit.seen = 0
     for _ in range(2):
-        feats = cached_features(vit, items, tmp_path, "val", "cpu", batch=2)
+        feats = cached_features(vit, items, tmp_path, "val", ALONE, batch=2)
         np.testing.assert_allclose(feats, wanted, rtol=5e-4)
     assert feats.dtype == np.float16 and vit.seen == 5
     fill(tmp_path, {"4.jpg": jpeg("L")})
-    cached_features(vit, items, tmp_path, "val", "cpu")
+    cached_features(vit, items, tmp_path, "val", ALONE)
     vit.scale.data += 1
-    cached_features(vit, items, tmp_path, "val", "cpu")
+    cached_features(vit, items, tmp_path, "val", ALONE)
     assert vit.seen == 15 and len(list(tmp_path.glob("features-val-*"))) == 3
     missing = [{"image": tmp_path / "x.jpg"}]
-    fails(lambda: cached_features(vit, missing, tmp_path, "val", "cpu"), "x.jpg")
-    assert not list(tmp_path.glob("*.part"))
+    fails(lambda: cached_features(vit, missing, tmp_path, "val", ALONE), "x.jpg", "--check")
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+class OneOfTwo:
+    """One of two threads that stand for processes."""
+
+    def __init__(self, rank, meeting):
+        self.rank, self.size, self.main, self.device = rank, 2, rank == 0, "cpu"
+        self.barrier = meeting.wait
+
+    def sum(self, values):
+        self.barrier()
+        return values
+
+
+def test_every_process_encodes_its_share(tmp_path):
+    fill(tmp_path, {f"{i}.jpg": jpeg(seed=i) for i in range(5)})
+    items, encoders = [{"image": tmp_path / f"{i}.jpg"} for i in range(5)], [Encoder(), Encoder()]
+    meeting, found = threading.Barrier(2, timeout=60), [None, None]
+
+    def work(rank):
+        found[rank] = cached_features(encoders[rank], items, tmp_path, "val",
+                                      OneOfTwo(rank, meeting))
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [encoder.seen for encoder in encoders] == [2, 3] and not list(tmp_path.glob("*.part*"))
+    wanted = image_features_of(Encoder(), items, "cpu")
+    for feats in found:
+        np.testing.assert_allclose(feats, wanted, rtol=5e-4)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems want UTF-8 in names")
+def test_features_of_an_image_whose_name_is_no_utf_8(tmp_path):
+    image = fill(tmp_path, {os.fsdecode(b"caf\xe9.jpg"): jpeg()}) / os.fsdecode(b"caf\xe9.jpg")
+    assert len(cached_features(Encoder(), [{"image": image}], tmp_path, "val", ALONE)) == 1
+
+
+def test_a_disk_that_fills_up_under_the_features_is_one_line(tmp_path, monkeypatch):
+    """Written, not mapped: a mapped file would end the process by SIGBUS."""
+    fill(tmp_path, {"a.jpg": jpeg()})
+    monkeypatch.setattr(files, "open", lambda *args: open("/dev/full", "wb"), raising=False)
+    fails(lambda: cached_features(Encoder(), [{"image": tmp_path / "a.jpg"}], tmp_path, "val",
+                                  ALONE), "features-val-", "No space left", "--no-cache")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
 
 
 def test_room_for_the_features_is_checked_before_the_first_byte(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 71, 29))
     fill(tmp_path, {"a.jpg": jpeg()})  # 5 * 3 numbers of 2 bytes
     fails(lambda: cached_features(Encoder(), [{"image": tmp_path / "a.jpg"}], tmp_path, "val",
-                                  "cpu"), tmp_path, "make room")
+                                  ALONE), tmp_path, "make room: --no-cache")
     assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
+
+
+# ---------------------------------------------------------------------------- masks
+
+
+@pytest.mark.parametrize("mask", [
+    5, None, "P1", [[1, 1, 9, 1, 9, "9"]], [[1, 1, 9, 1, 9, 10 ** 400]], [5], {"size": [4, 4]},
+    {"size": [4, 4], "counts": []}, {"size": [4, 4], "counts": [16.0]}, {"size": 4, "counts": "a"},
+    {"size": [4, 4], "counts": "~" * 10 ** 5}, {"size": [4, 4], "counts": "P" * 10 ** 5},
+    {"size": [4, 4], "counts": [10 ** 400]}, {"size": [10 ** 9] * 2, "counts": [10 ** 18]}])
+def test_what_is_no_mask_is_one_line(mask):
+    fails(lambda: mask_of(mask, (4, 4)), "a mask")
+
+
+# ---------------------------------------------------------------------------- files
+
+
+def write(path, content=b"new"):
+    with files.replacing(path) as f:
+        f.write(content)
+
+
+@pytest.fixture
+def fifo(tmp_path):
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("no FIFOs on this system")
+    os.mkfifo(tmp_path / "train.jsonl")
+    return tmp_path / "train.jsonl"
+
+
+@pytest.mark.parametrize("read", [
+    lambda path: files.read_json(path, "expected"), open_image, lambda path: read_refs(path, ""),
+    lambda path: archives.extract(path, path.parent, set()),
+    lambda path: tasks.load_split(path.parent, "train")])
+def test_nobody_waits_for_who_may_write_to_a_fifo(fifo, read):
+    fails(lambda: read(fifo), "no regular file")
+
+
+def test_a_fifo_is_written_to_and_stays_one(fifo):
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    write(fifo)
+    assert os.read(reader, 99) == b"new" and fifo.is_fifo()
+    os.close(reader)
+
+
+def test_what_is_printed_to_a_file_stays_when_it_is_also_written_to(tmp_path):
+    """--json /dev/stdout, and the shell sends what is printed to a file."""
+    (tmp_path / "stdout").symlink_to("/dev/fd/1")  # as /dev/stdout, which shall not be risked
+    code = "import sys; from lib.files import *; print('said', flush=True); write_json('{}', 1)"
+    for name in (tmp_path / "stdout", tmp_path / "log"):
+        with open(tmp_path / "log", "w") as log:
+            done = subprocess.run([sys.executable, "-c", code.format(name)], stdout=log, cwd=ROOT)
+        assert done.returncode == 0 and (tmp_path / "log").read_text() == "said\n1\n"
+    assert (tmp_path / "stdout").is_symlink()
+
+
+def test_a_link_stays_a_link_to_the_new_file(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk/a").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("disk/a")
+    write(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "disk/a").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("path, words", [
+    ("/dev/full", "No space left"), ("x" * 5000, "too long"), ("a\0b", "no file can have this"),
+    ("\ud800", "no file can have this"), ("a file/below", "Not a directory"), (".", "directory"),
+    ("/proc/nothing", "No such file")])
+@pytest.mark.skipif(sys.platform != "linux", reason="names of Linux's devices")
+def test_where_nothing_can_be_written_is_one_line(tmp_path, monkeypatch, path, words):
+    monkeypatch.chdir(fill(tmp_path, {"a file": ""}))
+    fails(lambda: write(path, bytes(99)), "cannot be written", words)
+    assert [p.name for p in tmp_path.iterdir()] == ["a file"]
+
+
+def test_what_a_killed_process_left_is_cleared_by_the_next_one(tmp_path):
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    names = [f"a.{done.pid}.tmp", f"b.{os.getpid()}.tmp", "c.x.tmp", f"d.{done.pid}.tmp"]
+    fill(tmp_path, dict.fromkeys(names, ""))
+    for name in names[:3]:
+        os.utime(tmp_path / name, (0, 0))
+    write(tmp_path / "new")
+    assert {path.name for path in tmp_path.iterdir()} == {"new", *names[1:]}
 
 
 # ---------------------------------------------------------------------------- the rest

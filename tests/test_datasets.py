@@ -21,6 +21,7 @@ import urllib.error
 import urllib.request
 import zlib
 
+import numpy as np
 import pytest
 from dataset_trees import (ACCENT, MAKERS, ROOT, change, entry, fails, fill, jpeg, karpathy,
                            nocaps_json, publish, tree, zipped)
@@ -30,7 +31,7 @@ from clip_vit import preprocess
 from data import common, tasks
 from data.folder import prepare as folder
 from lib.cli import UserError
-from lib.pictures import open_image
+from lib.images import FORMATS, open_image
 
 coco, flickr30k, nocaps, visual_genome, vqa2, gqa, snli_ve, scienceqa, refcoco = (
     importlib.import_module(f"data.{name}.prepare") for name in MAKERS)
@@ -365,8 +366,12 @@ def large(w, h):
 SOUND = {"grey.jpg": jpeg("L"), "cmyk.jpg": jpeg("CMYK"), "a.webp": png(form="WEBP"),
          "palette.png": png(mode="P", transparency=0), "16 bit.png": png(mode="I;16"),
          "one bit.png": png(mode="1"), "grey alpha.png": png(mode="LA"), "moving.gif": animation(),
-         "float.tif": png(mode="F", form="TIFF"), "a png.jpg": png()}
-BROKEN = {"cut.jpg": jpeg()[:-300], "empty.jpg": b"", "text.jpg": b"<html>no</html>",
+         "a png.jpg": png()}
+PROGRAM = (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n"
+           b"(x) (w) file closefile\nshowpage\n")  # of PostScript; it writes a file
+BROKEN = {"cut.jpg": jpeg()[:-300], "program.jpg": PROGRAM, "photoshop.png": b"8BPS\0\1",
+          "empty.jpg": b"", "text.jpg": b"<html>no</html>",
+          "float.tif": png(mode="F", form="TIFF"), "32 bit.tif": png(mode="I", form="TIFF"),
           "half.png": png()[:40], "thin.png": png((1, 200)), "large.png": large(10_000, 10_000),
           "bomb.png": large(20_000, 10_000)}
 
@@ -398,9 +403,26 @@ def test_training_reads_what_the_check_lets_through(tmp_path, name):
 def test_the_check_finds_what_training_could_not_read(tmp_path, name):
     path = fill(tmp_path, BROKEN) / name
     assert common.check_images([path])[path]
-    if name != "large.png":  # that one can be read, but a process needs 300 MB for it
-        with pytest.raises(UserError):
-            preprocess(open_image(path), 32)
+    with pytest.raises(UserError):
+        preprocess(open_image(path), 32)
+
+
+def test_nothing_but_pictures_is_even_tried(tmp_path, monkeypatch):
+    """Of PostScript, Pillow reads the first lines and starts Ghostscript for the others."""
+    for kind, (factory, accept) in [*Image.OPEN.items()]:
+        if kind not in FORMATS:
+            monkeypatch.setitem(Image.OPEN, kind, (None, lambda prefix: 1 / 0))
+    assert "EPS" in Image.OPEN and "EPS" not in FORMATS
+    fails(lambda: open_image(fill(tmp_path, BROKEN) / "program.jpg"), "not a readable image (of JPE")
+
+
+@pytest.mark.parametrize("name", ["grey.png", "grey.tif", "grey.ppm", "grey.jp2"])
+def test_16_bits_of_grey_are_as_bright_as_8(tmp_path, name):
+    """Pillow alone cuts off at 255, of 65,535: the picture would be white."""
+    grey = np.linspace(0, 255, 32 * 32).astype(np.uint8).reshape(32, 32)
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / name)
+    for band in open_image(tmp_path / name).split():
+        np.testing.assert_allclose(np.asarray(band), grey, atol=1)
 
 
 def test_a_huge_image_is_named_as_such_without_a_warning(tmp_path, recwarn):
@@ -505,6 +527,15 @@ def test_no_image_of_karpathys_val_and_test_is_trained_on(made):
 
 
 @of("visual_genome")
+def test_the_images_that_are_published_damaged_are_left_out_by_their_id(made, monkeypatch):
+    assert visual_genome.DAMAGED == {1592, 1722, 4616, 4617}
+    monkeypatch.setattr(visual_genome, "DAMAGED", {2, 200})
+    made.run()  # and the number of images is compared with the published one before
+    assert made.column("train") == [1, 6] and made.column("val") == []
+    assert len(made.skipped("images published damaged")) == 2
+
+
+@of("visual_genome")
 def test_the_phrases_of_an_image_are_cleaned_and_different(made):
     made.run()
     assert made.lines("train")[0] == {
@@ -587,6 +618,8 @@ def test_images_outside_of_the_folder_are_found_by_their_path(album, tmp_path):
     ("a_red_car_2.jpg", "a red car"), ("a red car (2).jpg", "a red car"), ("3-dogs.png", "3 dogs"),
     ("garden/a.dog--asleep__001.jpeg", "a dog asleep"), (f"{ACCENT}.jpg", "caf\u00e9"),
     ("IMG_20240131_120000.jpg", ""), ("DSC01234.JPG", ""), ("0001.jpg", ""),
+    ("COCO_val2014_000000000042.jpg", ""), ("IMG-20240131-WA0007.jpg", ""), ("frame_01.png", ""),
+    ("a_train_2.jpg", "a train"), ("train.jpg", "train"), ("a frame.jpg", "a frame"),
     ("\u6c34_1.jpg", "\u6c34")])
 def test_a_file_name_becomes_a_caption(name, caption):
     assert folder.from_name(name) == caption
@@ -601,7 +634,23 @@ def test_without_a_list_the_file_names_are_captions(tmp_path, capsys):
                                      "a_red_car_2.jpg": ["a red car"],
                                      "a blue car.jpg": ["a blue car"]}
     assert skipped(tmp_path, "images without captions") == ["IMG_1.jpg"]
-    assert "the names of the files become captions" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "the names of the files become captions" in out
+    assert "\nfor example a blue car.jpg: 'a blue car'\n" in out
+
+
+@pytest.mark.parametrize("names, words", [
+    ([], ["no image in there", ".jpg"]), (["notes.txt"], ["no image in there"]),
+    (["captions.csv", "a dog.jpg", "a cat.jpg"], ["captions.csv", "captions.tsv (name, tab"]),
+    (["Captions.TXT", "a dog.jpg", "a cat.jpg"], ["Captions.TXT"]),
+    (["IMG_1.jpg", "IMG_2.jpg"], ["IMG_1.jpg, say nothing"]),
+    (["COCO_val2014_000000000042.jpg", "COCO_val2014_000000000073.jpg"], ["say nothing"]),
+    (["party_1.jpg", "party_2.jpg"], ["say 'party' of every image"]),
+])
+def test_a_folder_without_images_or_captions_is_one_line(tmp_path, names, words):
+    fill(tmp_path, {name: jpeg() for name in names})
+    fails(lambda: photos(tmp_path), tmp_path, *words)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
 
 
 def test_a_photo_stays_in_its_split_when_others_join(tmp_path):
@@ -629,9 +678,13 @@ def test_a_small_folder_has_one_image_to_validate_on(album):
 def test_splits_that_somebody_else_wrote_are_not_overwritten(album, tmp_path):
     fill(album, {"train.jsonl": "precious"})
     fails(lambda: photos(album), album / "train.jsonl", "not written by this script", "--out")
-    fill(album, {"meta.json": {"source": {"images": "elsewhere"}}})
-    fails(lambda: photos(album), album / "train.jsonl")
+    for source in ({"images": "elsewhere"}, [[[]]]):
+        fill(album, {"meta.json": {"source": source}})
+        fails(lambda: photos(album), album / "train.jsonl")
     assert (album / "train.jsonl").read_text() == "precious"
+    (album / "train.jsonl").unlink()
+    fill(album, {"meta.json": "[" * 100_000})
+    fails(lambda: photos(album), album / "meta.json", "--out")
     for _ in range(2):  # its own result may be replaced
         photos(album, out=str(tmp_path / "out"))
     assert all(item["image"].is_file() for item in read(tmp_path / "out"))
@@ -673,5 +726,5 @@ def test_a_name_that_cannot_be_printed_is_reported_and_read(tmp_path):
     done = subprocess.run([sys.executable, str(ROOT / "data/folder/prepare.py"), str(tmp_path)],
                           capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "left out: 1 damaged images: 'caf\\udce9 broken.jpg (not an image)'\n" in done.stdout
+    assert "left out: 1 damaged images: caf\\udce9 broken.jpg (not an image)\n" in done.stdout
     assert len(read(tmp_path)) == 3 and all(item["image"].is_file() for item in read(tmp_path))

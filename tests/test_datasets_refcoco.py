@@ -141,7 +141,9 @@ def test_a_pickle_that_names_a_function_is_refused_and_nothing_is_run(refer, nam
       for damage in (lambda b: b[:-1], lambda b: b[:len(b) // 2], lambda b: b"",
                      lambda b: b"<html>", lambda b: b"." + b, lambda b: b[:2] + b"\x82\x01.",
                      lambda b: b[:2] + b"T\xff\xff\xff\x7fabc", lambda b: b[:2] + b"I1\nQ.",
-                     lambda b: b[:2] + b"\x8b\xff\xff\xff\xff.", lambda b: b[:2] + b"]}b.")),
+                     lambda b: b[:2] + b"]r\xff\xff\xff\x0bb.",
+                     lambda b: b[:2] + b"\x8b\xff\xff\xff\xff.",
+                     lambda b: b[:2] + b"]}U\x01aK\x01sb.")),
     *((python2(value), ["in place of a list"]) for value in (3, {}, {"a": 1}, "text")),
     *((edited(edit), ["another form"]) for edit in (
         lambda r: r[0].pop("sentences"), lambda r: r[0].update(split="testC"),

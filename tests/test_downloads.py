@@ -28,7 +28,8 @@ from weights.safetensors import write
 
 class Handler(http.server.BaseHTTPRequestHandler):
     """Options: gone; ranges=False ignores Range; cut=n breaks the connection after n bytes, once;
-    length=False does not tell the length; kind="text/html"; shift=n answers another range."""
+    length=False does not tell the length, length="9" tells another one; kind="text/html"; shift=n
+    answers another range; to="..." sends elsewhere; packed=True says so."""
 
     def do_GET(self):
         wanted = self.headers.get("Range")
@@ -37,6 +38,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         data, options = self.server.goods[self.path]
         if options.get("gone"):
             return self.send_error(404)
+        if "to" in options:
+            self.send_response(302)
+            self.send_header("Location", options["to"])
+            return self.end_headers()
         begin, status, place = 0, 200, None
         if wanted and options.get("ranges", True):
             begin = wanted + options.get("shift", 0)
@@ -45,8 +50,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Type", options.get("kind", "application/octet-stream"))
         if place:
             self.send_header("Content-Range", f"bytes {place}/{len(data)}")
-        if options.get("length", True):
-            self.send_header("Content-Length", str(len(data[begin:])))
+        if options.get("packed"):
+            self.send_header("Content-Encoding", "gzip")
+        if length := options.get("length", len(data[begin:])):
+            self.send_header("Content-Length", str(length))
         self.end_headers()
         self.wfile.write(data[begin:begin + options.pop("cut", len(data))])
 
@@ -118,6 +125,13 @@ LOGIN, WRONG = b"Please sign in", "wrong file, now deleted: "
     (DATA, {"shift": 7}, {}, "another range", DATA[:1000]),
     (LOGIN, {"ranges": False, "kind": "text/html; charset=utf-8"}, {}, "a web page", DATA[:1000]),
     (LOGIN, {"ranges": False}, {"size": N}, "offers 14 bytes where 1,024,000", DATA[:1000]),
+    (DATA, {"length": "9" * 400}, {}, "more bytes than any disk", DATA[:1000]),
+    (DATA, {"packed": True}, {}, "packed, which nobody asked for", DATA[:1000]),
+    # nobody could tell a part from the whole
+    (DATA, {"length": False, "ranges": False}, {}, "does not say how long", DATA[:1000]),
+    *((DATA, {"to": to}, {}, "broke off after", DATA[:1000])
+      for to in ("http://127.0.0.1:abc/x", "http://[::1/x", "http://127.0.0.1 x/", "file:///x",
+                 "http://\u2603/", "http://127.0.0.1:99999/x", "")),
     # a wrong file does
     (DATA, {}, {"sha256": "0" * 64}, f"{WRONG}another sha256", None),
     (DATA, {}, {"md5": "0" * 32}, f"{WRONG}another md5", None),
@@ -177,7 +191,8 @@ def test_ctrl_c_and_a_full_disk_keep_what_has_come(shelf, tmp_path, monkeypatch,
 
 def test_every_public_file_has_two_addresses_and_sound_numbers():
     assert {"gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2", "gpt2/vocab.json",
-            "gpt2/merges.txt", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px",
+            "gpt2/merges.txt", "bert-base-uncased", "bert-base-uncased/vocab.txt", "t5-base",
+            "t5-base/spiece.model", "smollm2", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px",
             "clip/bpe_simple_vocab_16e6.txt.gz"} == FILES.keys()
     for public in FILES.values():
         assert len({url for url in public.urls if url.startswith("https://")}) == 2

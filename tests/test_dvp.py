@@ -8,6 +8,7 @@ import math
 import random
 import signal
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from data.shapes import world
 from data.shapes.prepare import scene_items
 from data.tasks import load_split
 from evaluate import __main__ as evaluate
+from evaluate.captioning import answer
 from evaluate.vqa import score_answers
 from lib import runs
 from lib.cli import UserError, parse
@@ -191,7 +193,7 @@ def trained(questions, tmp_path_factory):
 def test_a_method_of_ones_own_that_chooses_is_trained_and_asked_like_dvp(
         questions, tmp_path, monkeypatch):
     (tmp_path / "mychooser.py").write_text("from test_model import Chooser as Method\n")
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
     fit(questions, tmp_path / "run", "--method", "mychooser")
     line = next(x for x in read_log(tmp_path / "run" / "log.jsonl") if "accuracy" in x)
     assert line["val_loss"] != line["blind_loss"]  # that of exchanged images
@@ -224,6 +226,14 @@ def test_evaluation_answers_every_question_and_counts_the_right_ones(
     assert result["scores"]["accuracy"]["score"] == pytest.approx(100 * right)
     out = capsys.readouterr().out
     assert f"{100 * right:.1f} [" in out and "yes or no" in out
+
+
+def test_a_question_that_is_too_long_is_answered_with_nothing(questions, trained, capsys):
+    items, model = load_split(questions, "val")[:3], SeeGPT.load(trained)
+    items[1]["question"] = "star " * 500
+    texts = answer(model, items, SimpleNamespace(batch=2, max_new_tokens=5), nullcontext())
+    assert [bool(text) for text in texts] == [True, False, True]
+    assert "1 of 3 questions are longer than" in capsys.readouterr().err
 
 
 def test_a_split_without_answers_is_answered_but_not_scored(rewrite, trained, tmp_path, capsys):
@@ -272,13 +282,11 @@ def test_one_asks_about_a_picture(questions, trained, tmp_path, capsys):
 # ---------------------------------------------------------------------------- refused in one line
 
 HYPOTHESIS = {"question": None, "hypothesis": "a star", "label": "entailment"}
-LONG = {"question": "is there a star? " * 100}
 
 
 @pytest.mark.parametrize("change, says", [
     (HYPOTHESIS, "trained on answers to questions; .* asks for labels of hypotheses"),
-    ({"question": None, "captions": ["a star"]}, "asks for captions"),
-    (LONG, "'question: is there a star.*shorten it")])
+    ({"question": None, "captions": ["a star"]}, "asks for captions")])
 def test_what_a_model_has_not_learnt_is_not_asked_of_it(rewrite, trained, change, says):
     with pytest.raises(UserError, match=says):
         call(evaluate, "--ckpt", trained, "--dataset", rewrite(change))
@@ -287,7 +295,7 @@ def test_what_a_model_has_not_learnt_is_not_asked_of_it(rewrite, trained, change
 @pytest.mark.parametrize("words, says", [
     ("--search --method ituning", "use --method dvp"),
     ("--search --method dvp --visual all", "one prompt token"),
-    ("--search --method dvp --batch 60", "images enough"),
+    ("--search --method dvp --search_epochs 0.01", "images enough"),
     ("--search --init_from {trained}", "without"), ("--search --method dvp --insert_layer 1", "without"),
     ("--method dvp --insert_layer 9", "layers 0 to 3"), ("--method dvp --insert_layer -1", "-1"),
     ("--method dvp --readout head --answers x", "two answers or more"),
@@ -304,7 +312,7 @@ def test_settings_that_cannot_be_are_refused(questions, trained, tmp_path, words
     ('["heavy", "light"]', {}, "none of the answers"), ('["yes"]', {}, "two answers or more"),
     ("", {"answers": None}, "lacks the captions, answers"),
     ("", {"choices": ["a", "b"]}, "questions with choices are written"),
-    ("", LONG, "'question: is there a star.*shorten it")])
+    ("", {"question": "is there a star? " * 100}, "every text is longer than the 128 tok.*shorten")])
 def test_questions_that_cannot_be_chosen_an_answer_to_are_refused(
         rewrite, tmp_path, answers, change, says):
     folder = rewrite(change)

@@ -29,7 +29,7 @@ from evaluate import __main__ as evaluate
 from evaluate import official, results
 from evaluate.metrics import bleu, bleu_counts, cider_d, rouge_l
 from evaluate.ptb_tokenizer import tokenize
-from evaluate.tables import bootstrap, shown
+from evaluate.tables import bootstrap, markdown, shown
 from gpt2 import GPT2
 from ituning import ITuning
 from lib import pictures
@@ -200,6 +200,10 @@ def test_what_is_nan_is_left_out_of_the_mean():
     assert found["some"][0] == pytest.approx(50) and found["none"] == (0, 0, 0)
 
 
+def test_a_row_of_a_table_is_one_line_whatever_is_in_a_name():
+    assert markdown([["a"], ["b\n\x1b[31m"]]).splitlines()[2:] == [r"| b\n\x1b[31m |"]
+
+
 def test_a_number_that_has_no_interval_is_shown_alone():
     assert (shown(12.34, None, None), shown(12.34, 1, 20)) == ("12.3", "12.3 [1.0, 20.0]")
 
@@ -246,7 +250,7 @@ def checkpoint(run, seed=0, scale=1, data="mine"):
                       "dataset": str(data), "train_lm": False, "train_vision": False,
                       **{name: {"name": places[name], "sha256": fingerprint(frozen)}
                          for name, frozen in (("lm", lm), ("clip", vit))}}
-    model.save(run / "best.safetensors")
+    model.save(run / "best.safetensors", step=3)
     return run
 
 
@@ -415,7 +419,9 @@ def test_a_malformed_results_file_is_one_line(text, words, tmp_path):
     ("--ckpt nowhere", "no checkpoint"), ("--ckpt a --captions b", "not both"),
     ("--captions none.json --dataset .", "no such file"),
     ("--captions c.json --dataset . --split val", "there are: test, train"),
-    ("--captions c.json --dataset nothing", "neither a dataset nor a folder")])
+    ("--captions c.json --dataset nothing", "neither a dataset nor a folder"),
+    ("--json test.jsonl/a.json", "a.json: cannot be written"),
+    ("--sheet test.jsonl/a.png", "a.png: cannot be written"), ("--beam 1000", "at most 100")])
 def test_a_wrong_switch_is_answered_before_any_work(flags, words, tmp_path, monkeypatch):
     dataset(tmp_path, 2)
     monkeypatch.chdir(tmp_path)
@@ -441,7 +447,7 @@ def test_a_missing_image_is_found_before_any_caption_and_a_broken_one_is_named(
     ('"id": 1, "expression": "the cat"', "referring expressions"),
     ('"id": "0", "captions": ["a"]', "the same id")])
 def test_mixed_tasks_no_captions_and_equal_ids_cannot_be_scored(more, words, tmp_path):
-    first = '{"id": 0, "image": "a.png", "captions": ["a"]}\n'
+    first = '{"id": 0, "image": "a.png", "captions": ["a"]}\n' * ("expression" not in more)
     (tmp_path / "test.jsonl").write_text(first + '{"image": "a.png", %s}' % more)
     with pytest.raises(UserError, match=words):
         evaluate.load_items(tmp_path, "test")

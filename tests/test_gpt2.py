@@ -119,11 +119,21 @@ CROSS = "transformer.h.0.crossattention.q_attn.weight"
     ({C_FC: THEIRS[C_FC].t()}, {}, r"h.1.mlp.c_fc.weight is \(24, 96\), not \(96, 24\)"),
     ({"lm_head.weight": THEIRS[WTE] + 1e-3}, {}, "lm_head.weight differs from wte.weight"),
     ({CROSS: torch.zeros(24, 24)}, {}, "cross-?attention"),
+    # names, sizes and numbers of heads that only a damaged or a hostile file has
+    ({"transformer.h.x.ln_1.weight": torch.zeros(3)}, {}, "h.x does not fit"),
+    ({"transformer.h.99999999.ln_1.weight": torch.zeros(3)}, {}, "h.99999999 does not fit"),
+    ({WTE: torch.tensor(1.0)}, {}, "no matrix wte.weight"),
+    ({WTE: torch.zeros(0, 2**40)}, {}, "wte.weight has no numbers"),
+    ({WPE: torch.zeros(0, 24)}, {}, "wpe.weight has no numbers"),
+    ({}, {"n_head": "x"}, "cannot be split into x heads"),
+    ({}, {"n_head": float("inf")}, "cannot be split into inf heads"),
+    ({}, {"n_head": 10**30}, "cannot be split into 1000"),
     ({}, {"activation_function": "gelu"}, "activation_function"),
     ({}, {"layer_norm_epsilon": 1e-12}, "layer_norm_epsilon"),
     ({}, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
     ({}, {"n_head": 5}, "width 24 cannot be split into 5 heads"),
     ({}, {"n_head": 0}, "cannot be split into 0 heads"),  # 24 is less than one head of 64
+    ({}, '{"a":' * 99_999, "config.json"),
     ({}, "", "config.json"), ({}, "Entry not found", "config.json"), ({}, [1, 2], "config.json")])
 def test_what_is_no_gpt2_is_refused(tensors, config, complaint, tmp_path):
     config = {**CONFIG, **config} if isinstance(config, dict) else config

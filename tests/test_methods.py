@@ -1,14 +1,18 @@
 """The contract that every method keeps, run on each by name: the README's own one is among them.
 
+    python -m pytest tests/test_methods.py --method mymethod      on your mymethod.py alone
+
 All trained tensors are perturbed first: at their starting values many mistakes do not show (a zero
 output map hides a wrong mask, a zero bias a missing one).
 """
 
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import OWN, ROOT
 
 from clip_vit import CLIPViT
 from gpt2 import GPT2, Cache, GPT2Config
@@ -29,7 +33,8 @@ VARIANTS = {  # settings other than the defaults
     "dvp-all": dict(visual="all"),
 }
 IDENTITY = {"ituning", "vanilla-gate"}  # those whose step 0 is plain GPT-2
-every = pytest.mark.parametrize("name", sorted({*METHODS, *VARIANTS, "mymethod"}))
+every = pytest.mark.parametrize("name", [OWN] if OWN else sorted(
+    {*METHODS, *VARIANTS, "mymethod"}))
 
 
 class Letters:
@@ -48,13 +53,14 @@ class Letters:
 
 @pytest.fixture(scope="module", autouse=True)
 def mymethod(tmp_path_factory):
-    """The README's Python block as mymethod.py, where Python looks for modules."""
+    """The README's Python block as mymethod.py in the working folder."""
     path = tmp_path_factory.mktemp("own") / "mymethod.py"
     block, = re.findall(r'^```python\n("""mymethod\.py.*?)^```', (ROOT / "README.md").read_text(
         "utf-8"), re.S | re.M)
     path.write_text(block, "utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(path.parent)
+        if not OWN:
+            patch.chdir(path.parent)
         yield path
 
 
@@ -298,3 +304,16 @@ def test_the_readme_s_method_is_a_file_of_40_lines_with_flags_of_its_own(mymetho
     assert len(mymethod.read_text("utf-8").splitlines()) <= 40
     config, = parse(find_method("mymethod").Config, argv=["--scale", "0.5"])
     assert config.scale == 0.5
+
+
+def test_one_command_finds_what_is_wrong_with_a_method_of_one_s_own(mymethod, tmp_path):
+    """One that stores GPT-2, which would be saved with it, and that reads future tokens."""
+    text = mymethod.read_text("utf-8").replace("__init__()", "__init__(); self.lm = lm")
+    text = text.replace("x, ctx, state):", "x, ctx, state):\n        x = x + x.mean(1)[:, None]")
+    (tmp_path / "mine.py").write_text(text, "utf-8")
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", ROOT / "tests/test_methods.py",
+                           "--method", "mine"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and "passed" in done.stdout
+    failed = re.findall(r"^FAILED .*::test_(\w+)", done.stdout, re.M)
+    assert {"what_is_frozen_stays_and_all_that_is_trained_learns",
+            "no_later_token_changes_an_earlier_logit"} <= {*failed}

@@ -116,6 +116,13 @@ def test_drawing_follows_the_temperature_and_top_k():
     assert draw(beam=1) != draw(temperature=2.0)
 
 
+def test_no_image_for_a_method_that_needs_one_is_refused():
+    model = build("ituning")
+    for ask in (lambda: model.generate(None, "A"), lambda: model(None, torch.ones(1, 1))):
+        with pytest.raises(UserError, match="this method needs an image"):
+            ask()
+
+
 def test_too_long_a_generation_is_refused():
     with pytest.raises(UserError, match="positions"):
         speaker().generate(noise(1, 0), max_new_tokens=99)
@@ -225,12 +232,24 @@ class Method(model.Method):
     ("own_outside", OWN + "class Config: pass", "with its Config inside"),
     ("own_clash", OWN.replace("strength", "lr"), "two settings are called lr"),
     ("own_alias", OWN.replace("strength", "gpt2"), "two settings are called gpt2"),
-    ("itunning", None, "did you mean ituning")])
+    ("own_plain", OWN.replace('opt(1.0, "of it")', "1.0"), None),  # a default without a help text
+    ("own_untyped", OWN.replace(": float", ""), "line [78] cannot .* no type annotation"),
+    ("own_needy", OWN.replace(' = opt(1.0, "of it")', ""), "strength has no default: give it one"),
+    ("own_odd", OWN.replace("float", "dict"), "strength is of type .*: a flag can be bool, int"),
+    ("own_loose", OWN + "        depth = 3\n", "depth = 3 in Config.*write depth: int = 3"),
+    ("own_undecorated", OWN.replace("@dataclass", ""), "write @dataclass above the class Config"),
+    ("own_orphan", OWN.replace("model.Method", ""), "derived from model.Method"),
+    ("own_typo", OWN + "def :", r"own_typo.py cannot be imported: SyntaxError"),
+    ("own_crash", OWN + "1 / 0", r"own_crash.py line 10 cannot be imported: ZeroDivisionError"),
+    ("statistics", OWN, "another module is called statistics, too; rename the file"),
+    ("itunning", None, "did you mean ituning"), ("ituning.py", None, "did you mean itun"),
+    ("", None, "there is no method ''"), ("json.decoder", None, "there is no method"),
+    ("../x", None, "there is no method")])
 def test_a_method_of_ones_own_is_found_by_its_file_name_or_refused_in_a_line(
         name, text, says, tmp_path, monkeypatch):
     if text is not None:
         (tmp_path / f"{name}.py").write_text(text)
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
     read = lambda: read_command(train.Config, RECIPES, PRESETS,
                                 argv=["--method", name, "--out", str(tmp_path / "run")])
     if says is None:
@@ -238,6 +257,27 @@ def test_a_method_of_ones_own_is_found_by_its_file_name_or_refused_in_a_line(
         return
     with pytest.raises(UserError, match=f"^.*{says}.*$"):  # one line: a dot is no newline
         read()
+
+
+def test_a_method_that_reads_settings_but_has_no_config_is_told_so():
+    with pytest.raises(UserError, match="needs a class Config inside, with a field strength"):
+        Method.Config().strength
+
+
+def test_a_checkpoint_s_method_is_no_module_from_anywhere_and_is_named_before_it_runs(
+        tmp_path, monkeypatch, capsys):
+    """What a checkpoint says is the word of whoever made it."""
+    (tmp_path / "anywhere").mkdir()
+    (tmp_path / "anywhere" / "payload.py").write_text("print('it ran')\n" + OWN)
+    monkeypatch.syspath_prepend(tmp_path / "anywhere")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="there is no method 'payload'"):
+        find_method("payload")
+    assert "it ran" not in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path / "anywhere")
+    find_method("payload")
+    said = capsys.readouterr()
+    assert said.out == "it ran\n" and f"payload: from {tmp_path}" in said.err
 
 
 # ---------------------------------------------------------------------------- checkpoints

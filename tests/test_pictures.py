@@ -10,7 +10,7 @@ from PIL import Image
 from clip_vit import MEAN, STD, preprocess
 from lib import pictures
 from lib.cli import UserError
-from lib.pictures import open_image
+from lib.images import open_image
 
 # ---------------------------------------------------------------------------- image files
 

@@ -127,8 +127,11 @@ def test_without_ckpt_the_newest_run_is_taken(trained, tmp_path, files, monkeypa
         copy.parent.mkdir(parents=True)
         copy.write_bytes((trained / "best.safetensors").read_bytes())
         os.utime(copy, (10 ** 9 - age, 10 ** 9 - age))
-    command(files[0])
-    assert f"checkpoint: {os.path.join('out', 'newest')}," in capsys.readouterr().err
+    strange = photo(tmp_path / "two\nlines\x1b[31m.png")
+    command(files[0], strange)
+    said = capsys.readouterr()
+    assert f"{os.path.join('out', 'newest')}, the newest run (ituning on mine, 3 steps)" in said.err
+    assert r"two\nlines\x1b[31m.png: " in said.out and len(said.out.splitlines()) == 2
 
 
 @pytest.mark.parametrize("flags, says", [
@@ -136,7 +139,10 @@ def test_without_ckpt_the_newest_run_is_taken(trained, tmp_path, files, monkeypa
     ("--max_new_tokens 0 x.png", "--max_new_tokens"), ("--attn a.jpg x.png", "ends in .png"),
     ("--device abacus x.png", "--device abacus"), ("--boxes b.json x.png", "for --ground"),
     ("--ckpt nowhere x.png", "nowhere: no checkpoint"), ("x.png", "run python train.py first"),
-    ("--prompt a --question b x.png", "one of them")])
+    ("--prompt a --question b x.png", "one of them"), ("--temperature nan x.png", "--temperature"),
+    ("--length_penalty 1000 x.png", "at most 10"), ("--seed 100000000000 x.png", "--seed"),
+    ("http://127.0.0.1/x.png", "a web address"), ("--json sample.py/x x.png", "cannot be written"),
+    ("--attn sample.py/x.png x.png", "cannot be written")])
 def test_a_wrong_switch_is_answered_before_any_work(flags, says, monkeypatch, tmp_path):
     monkeypatch.setattr("lib.runs.repo_path", lambda name: tmp_path / name)  # where no run is
     with pytest.raises(UserError, match=says):
@@ -188,9 +194,24 @@ def test_attention_is_the_mean_over_heads_and_layers_of_the_method(trained):
     by_hand = [sum(att[1, 1 + patch] for att in layers.flatten(0, 1)) for patch in range(64)]
     torch.testing.assert_close(maps[0].flatten(), torch.stack(by_hand) / len(layers.flatten(0, 1)))
     assert len(layers) > 1 and not torch.allclose(layers[0], layers[1])
-    model.method.block = lambda l, layer, x, ctx, state: layer(x, state.cache, l)
+
+
+def test_attn_of_a_method_that_does_not_attend_is_refused_before_any_caption(
+        gazing, files, tmp_path, monkeypatch):
+    monkeypatch.setattr(Gaze, "block", Method.block)
+    monkeypatch.setattr(SeeGPT, "generate", None)
     with pytest.raises(UserError, match="does not attend"):
-        sample.attention_maps(model, feats, start, ids)
+        command("--attn", tmp_path / "a.png", "--json", tmp_path / "c.json", *files)
+
+
+def test_a_written_answer_is_greedy_as_in_evaluation_whatever_the_beams_of_a_caption(
+        gazing, files, monkeypatch):
+    asked = []
+    monkeypatch.setattr(SeeGPT, "generate", lambda self, feats, prompt, beam, *more, **kw: (
+        asked.append(beam), [("yes", [1])] * len(feats))[1])
+    command("--question", "red?", *files)
+    command("--beam", 4, *files)
+    assert asked == [1, 4]
 
 
 def test_attn_writes_a_sheet_with_a_cell_for_every_word_of_the_first_pictures(

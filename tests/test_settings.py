@@ -1,7 +1,10 @@
 """What a command line makes of a run: flags, recipes, presets, --resume; the README's commands."""
 
-import importlib
+import ast
+import importlib.util
+import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -15,8 +18,8 @@ from conftest import ROOT
 import ituning
 import train
 from data.tasks import find_dataset
-from lib.cli import UserError, opt, parse
-from lib.settings import read_command
+from lib.cli import LONGEST, UserError, opt, parse
+from lib.settings import check, read_command
 from weights.safetensors import write
 
 
@@ -34,12 +37,103 @@ def empty_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("words, says", [
     ("train.py --step 3", "there is no --step; did you mean --steps?"),
-    ("train.py --out README.md/x", "README.md is not a folder that can be written to"),
-    ("train.py --dataset cocoo", "did you mean coco?"), ("-m evaluate --batch many", "--batch")])
+    ("train.py --out README.md/x", "README.md/x: cannot be written (Not a directory)"),
+    ("train.py --score nan", "--score"), ("-m evaluate --batch many", "--batch")])
 def test_a_mistake_ends_in_one_line(words, says):
     done = subprocess.run([sys.executable, *words.split()], cwd=ROOT, stderr=subprocess.PIPE)
     line, = done.stderr.decode().splitlines()
     assert done.returncode != 0 and says in line
+
+
+@pytest.mark.parametrize("words, says", [
+    ("--batch_size 3", "did you mean --batch?"), ("--learning_rate 3", "did you mean --lr?"),
+    ("shapes", "did you mean --dataset shapes?"), ("--x\n\x1b[31m", "there is no --x"),
+    ("--xyzzy", "there is no --xyzzy ("),
+    ("--steps " + 5000 * "9", " ... "), ("\t", "there is no empty argument")])
+def test_a_flag_that_is_not_there_is_answered_with_the_one_that_was_meant(words, says, capsys):
+    with pytest.raises(SystemExit):
+        command(*words.split(" "))
+    line, = capsys.readouterr().err.splitlines()
+    assert says in line and line.isprintable() and len(line) <= LONGEST
+
+
+def test_two_dashes_are_a_value_since_python_3_13_and_none_before(capsys):
+    try:
+        assert command("--lm=--")[0].lm == "--"
+    except SystemExit:
+        assert "--lm: expected a value" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag, value", [
+    ("seed", 10**20), ("epochs", "inf"), ("epochs", "nan"), ("beta2", "nan"), ("beta2", 1),
+    ("lr", -1), ("lr", "1e308"), ("batch", 0), ("max_tokens", 0), ("grad_clip", 0), ("steps", -1),
+    ("workers", 10**6)])
+def test_every_number_has_a_range(flag, value):
+    with pytest.raises(UserError, match=f"^--{flag} .*: must be "):
+        check(command(f"--{flag}", value)[0])
+
+
+def test_a_message_is_one_line_that_a_terminal_can_show_however_long_its_names_are():
+    for name in ("a\nb\x1b[31m\udcff\u2028", "x" * 400_344, "\n" * 10**6):
+        text = str(UserError(f"{name}: no such file; fetch it"))
+        assert text.isprintable() and len(text) <= LONGEST and text.endswith("; fetch it")
+    assert str(UserError("a\nb\x1b")) == r"a\nb\x1b"
+
+
+# ---------------------------------------------------------------------------- where commands begin
+
+COMMANDS = [path.relative_to(ROOT) for form in ("*.py", "evaluate/*.py", "weights/*.py",
+                                                "data/*/*.py") for path in ROOT.glob(form)
+            if "__name__ ==" in path.read_text("utf-8")]
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=str)
+def test_a_command_settles_how_threads_wait_before_it_loads_torch(path, tmp_path):
+    """A stub in the place of torch says what is settled when it is loaded."""
+    (tmp_path / "torch.py").write_text("import os; print(os.environ['GOMP_SPINCOUNT']); exit()")
+    words = [path] if path.parts[0] not in ("evaluate", "weights") else [
+        "-m", ".".join(path.with_suffix("").parts)]
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        env.pop(name, None)
+    done = subprocess.run([sys.executable, *words, "--help"], cwd=ROOT, env=env,
+                          capture_output=True, text=True)
+    assert done.stdout.startswith(("1000\n", "usage")), done.stderr  # "usage": without torch
+    ast.parse((ROOT / path).read_text("utf-8"), feature_version=(3, 9))  # which is then refused
+
+
+@pytest.mark.parametrize("given", [{"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "ACTIVE"}])
+def test_how_threads_wait_is_the_user_s_choice_if_he_made_one(given, monkeypatch):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    runpy.run_path(ROOT / "lib" / "__init__.py")
+    assert os.environ.get("GOMP_SPINCOUNT") == given.get("GOMP_SPINCOUNT")
+
+
+@pytest.mark.parametrize("target, name, value, says", [
+    (sys, "version_info", (3, 9), "needs Python 3.10 or newer; here is 3.9"),
+    (importlib.util, "find_spec", lambda name: name != "torch", "torch not found: pip install -r")])
+def test_an_old_python_and_a_missing_torch_are_one_line(target, name, value, says, monkeypatch):
+    monkeypatch.setattr(target, name, value)
+    with pytest.raises(SystemExit, match=says):
+        runpy.run_path(ROOT / "lib" / "__init__.py")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full, and the shell")
+@pytest.mark.parametrize("code, shell, status, says", [
+    ("print('caf\u00e9 \U0001f600')", "PYTHONIOENCODING=ascii {} 2>&1", 0, r"caf\xe9 \U0001f600"),
+    ("print('x' * 10**6)", "{{ {}; echo $? >&2; }} | head -c 1", 0, "141"),
+    ("print('x')", "{} > /dev/full", 1, "error: No space left on device"),
+    ("print('x')", "{} >&-", 0, ""), ("open('/no/x', 'w')", "{}", 1, "error: /no/x: No such file"),
+    ("bytearray(10**18)", "{}", 1, "error: not enough memory"),
+    ("__import__('torch').empty(10**15)", "{}", 1, "error: not enough memory")])
+def test_whatever_becomes_of_the_output_ends_in_a_line_or_a_status(code, shell, status, says):
+    python = shlex.join([sys.executable, "-c", f"from lib.cli import run; run(lambda: {code})"])
+    done = subprocess.run(shell.format(python), shell=True, cwd=ROOT, capture_output=True)
+    said = (done.stderr or done.stdout).decode().strip()
+    assert done.returncode == status and said.startswith(says) and "\n" not in said
 
 
 @dataclass
@@ -77,6 +171,7 @@ def test_no_run_overwrites_another(tmp_path):
         config = command()[0]
         assert config.out == str(Path(f"out/shapes-ituning{n}"))
         Path(config.out).mkdir(parents=True)
+        (Path(config.out) / "log.jsonl").touch()
     (tmp_path / "resume.pt").touch()
     with pytest.raises(UserError, match="already holds a run: add --resume"):
         command("--out", tmp_path)
@@ -138,7 +233,7 @@ def test_a_resumed_run_has_its_own_settings_and_takes_what_can_still_change(run)
     ("--lr", "1", "0.002"), ("--batch", "8", "4"), ("--weight_decay", "0.1", "0.0"),
     ("--dataset", "shapes/vqa", "shapes"), ("--method", "prefix", "ituning"),
     ("--seed", "7", "1337"), ("--preset", "vcgpt", ""), ("--heads", "4", "2"),
-    ("--lm", "gpt2-medium", "gpt2"),
+    ("--lm", "gpt2-medium", "gpt2"), ("--beta2", "0.9", "0.999"), ("--backbone_lr", "1", "1e-05"),
     ("--init_from", "out/vg", "")])
 def test_a_flag_that_can_take_effect_no_more_is_refused(run, flag, value, was):
     with pytest.raises(UserError, match=f"--resume goes on with .*mine, where {flag} is {was}"):

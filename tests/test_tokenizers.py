@@ -113,6 +113,11 @@ def test_a_vocabulary_may_hold_the_word_model(tmp_path):
      "order in which they were learnt"),
     ({"vocab.json": VOCAB, "merges.txt": MERGES + "one two three\n"}, "not a GPT-2 tokenizer file"),
     ({"vocab.json": "Entry not found"}, "not a GPT-2 tokenizer file"),
+    ({"vocab.json": '{"a":' * 99_999}, "not a GPT-2 tokenizer file"),
+    ({"vocab.json": VOCAB | {"Ġthe": float("inf")}}, "not a GPT-2 tokenizer file"),
+    ({"vocab.json": VOCAB | {EOT: 2**40}}, "without a gap"),
+    ({"vocab.json": json.dumps(VOCAB | {"\ud800": 512}), "merges.txt": MERGES}, "not a GPT-2"),
+    (tokenizer_json([5]), "not a GPT-2 tokenizer file"),
     ({"tokenizer.json": {"model": {"type": "WordPiece", "vocab": {"a": 0}}}}, "not a GPT-2 token"),
 ])
 def test_a_broken_vocabulary_is_refused(files, complaint, tmp_path):
@@ -208,9 +213,10 @@ def test_merges_are_read_from_a_file_or_openais_packed_list(encode, tmp_path):
     ("merges.txt", b"#version: 0.2\none two three\n", "not a list of CLIP's merges"),
     ("merges.txt", "a 日\n".encode(), "not a list of CLIP's merges"),
     ("merges.txt", b"\xff\xfe\x00", "not a list of CLIP's merges"),
-    ("merges.txt.gz", b"PK\x03\x04", "cannot be read"),
+    ("merges.txt.gz", b"PK\x03\x04", "Not a gzipped file"),
     ("merges.txt.gz", gzip.compress(b"a b\n" * 99)[:-9], "not a list of CLIP's merges"),
-    ("another.txt", b"", "merges.txt: CLIP's merges cannot be read"),
+    ("merges.txt.gz", gzip.compress(b"a b\n" * 6_000_000, 1), "unpacks to 20,000,000 bytes"),
+    ("another.txt", b"", "merges.txt: No such file"),
 ])
 def test_a_broken_or_missing_list_of_merges_is_refused(name, content, complaint, tmp_path):
     (tmp_path / name).write_bytes(content)

@@ -7,6 +7,7 @@ import pickle
 import struct
 import warnings
 import zipfile
+import zlib
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import torch
 import weights.reading
 import weights.safetensors
 from lib.cli import UserError
-from weights.reading import fingerprint, load_into, metadata, read
+from weights.reading import fingerprint, head_count, layer_count, load_into, metadata, read
 from weights.safetensors import DTYPES, raw_bytes, write
 
 try:
@@ -168,6 +169,8 @@ MALFORMED = {
     "two negative sizes": (lie(shape=[-1, -2]), "whole number"),
     "minus zero": (raw(entry=AJ.replace(b"[0,", b"[-0,")), "whole number"),
     "NaN": (raw(entry=AJ.replace(b"[2]", b"[NaN]")), "NaN is not JSON"),
+    "thousands of digits": (lie(shape=[10**4000] * 2), "whole number"),
+    "65 axes": (lie(shape=[2] + [1] * 64), "impossible shape"),
     "sizes that overflow": (lie(shape=[2**32, 2**32, 4]), "impossible shape"),
     "... to no elements": (packed({"a": entry("F32", [2**32, 2**32, 0], 0, 0)}), "impossible"),
     # the places
@@ -191,12 +194,12 @@ def saved(content, zipped=True):
     return file.getvalue()
 
 
-def archive(data_pkl=None, **members):
+def archive(data_pkl=None, method=zipfile.ZIP_STORED, **members):
     """The bytes of a TorchScript archive made by hand, or without data_pkl of any other zip."""
     if data_pkl is not None:
         members |= {"data.pkl": data_pkl, "constants.pkl": b""}
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as z:
+    with zipfile.ZipFile(file, "w", method) as z:
         for name, content in members.items():
             z.writestr(f"x/{name.replace('__', '/')}", content)
     return file.getvalue()
@@ -234,6 +237,29 @@ def test_a_missing_file_and_an_empty_folder_say_so(tmp_path):
     assert "No such file" in complaint(read, tmp_path / "x.safetensors")
     assert "model.safetensors, model.safetensors.index.json, pytorch_model.bin" \
         in complaint(read, tmp_path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes and devices are files on Unix only")
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "pipe in a folder", "endless link"])
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, kind):
+    path = tmp_path / "model.safetensors"
+    if kind.startswith("pipe"):
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else path)
+    complaint(read, tmp_path if "folder" in kind else path)
+
+
+@pytest.mark.parametrize("save", [write, lambda path, x: torch.save(x, path)], ids=["st", "bin"])
+def test_a_file_that_fits_no_memory_is_not_called_damaged(tmp_path, monkeypatch, save):
+    def no_memory(*args, **kw):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")  # torch's MemoryError
+
+    save(tmp_path / "x", {"a": torch.ones(2)})
+    monkeypatch.setattr(torch, "empty", no_memory)
+    assert "too big for this computer's memory" in complaint(read, tmp_path / "x")
 
 
 def test_a_folder_means_safetensors_before_bin(tmp_path):
@@ -337,6 +363,45 @@ def test_an_archive_made_by_hand_opcode_by_opcode(tmp_path, stride, w):
     assert read(tmp_path / "x")["w"].tolist() == w
 
 
+def directory(at, form, *numbers):
+    """GOOD, whose zip directory says other numbers of storage 0, from byte `at` of its entry on."""
+    data = bytearray(GOOD)
+    entry = data.rindex(b"PK\1\2", 0, data.rindex(b"x/data/0"))
+    struct.pack_into(form, data, entry + at, *numbers)
+    return bytes(data)
+
+
+NEW = b"\x80\x02c__torch__\nNet\n)\x81"  # an object without attributes
+
+
+def part_of_two(levels):
+    """A pickle of modules, each of which holds the one before it twice."""
+    a, b = b"X\1\0\0\0a", b"X\1\0\0\0b"
+    level = NEW[2:] + b"}(" + a + b"h\0" + b + b"h\0ubq\0"
+    return NEW + b"q\0" + levels * level + b"."
+
+
+# A few bytes that would take gigabytes or years, or whose reader did not look what it got.
+COSTLY = {
+    # of 16 bytes 8 are there, rightly summed: memory would keep what was in it before
+    "half a storage": (directory(16, "<II", zlib.crc32(FOUR[:8]), 8), "storage 0 is cut off"),
+    "one flipped bit": (directory(6, "<H", 20 + 64), "damaged zip archive"),
+    "a view that repeats numbers": (archive(module_pickle(size=(200, 200), stride=(0, 0)),
+                                            data__0=FOUR), "would take 160,000 bytes"),
+    "many names of one storage": (saved(dict.fromkeys(map(str, range(999)), torch.ones(9999))),
+                                  "would take 39,956,004 bytes"),
+    "compressed numbers": (archive(module_pickle(), zipfile.ZIP_DEFLATED, data__0=FOUR),
+                           "compressed"),
+    "modules shared by modules": (archive(part_of_two(60)), "modules without end"),
+    "a module inside itself": (archive(NEW + b"q\0}X\1\0\0\0ah\0sb."), "modules without end"),
+    "a number to remember by": (archive(b"\x80\x02Nr\xff\xff\xff\xff."), "holds a NoneType"),
+    "a tuple of tuples as a key": (archive(b"\x80\x02}N\x85" + b"q\0h\0h\0\x86" * 90 + b"Ns."),
+                                   "a key is a tuple"),
+    "a very deep tuple": (archive(b"\x80\x02N" + b"\x85" * 99_999 + b"."), "holds a tuple"),
+    "a text longer than the file": (archive(b"\x80\x04\x8d" + b"\xff" * 7 + b"\x7f."), "damaged"),
+    "numbers of another machine": (archive(module_pickle(), data__0=FOUR, byteorder=b"big"),
+                                   "big-endian"),
+}
 SCRIPTS = {
     "a view beyond its storage": (archive(module_pickle(offset=1), data__0=FOUR), "out of bounds"),
     "too short a storage": (archive(module_pickle(storage_count=5), data__0=FOUR), "storage 0"),
@@ -346,7 +411,7 @@ SCRIPTS = {
     # classes on no list: torch's own code is not safer than anybody's
     "torch's function": (archive(module_pickle(dtype="load"), data__0=FOUR), "torch.load"),
     "another module": (archive(b"c__torch__x\nNet\n)\x81."), "__torch__x.Net"),
-    "a plain dictionary": (archive(pickle.dumps({}, protocol=2)), "'dict' object"),
+    "a plain dictionary": (archive(pickle.dumps({}, protocol=2)), "holds a dict"),
     "a pickle cut off": (archive(module_pickle()[:60], data__0=FOUR), "damaged"),
     "an empty pickle": (archive(b""), "damaged"),
 }
@@ -354,7 +419,8 @@ SCRIPTS = {
 
 @pytest.mark.parametrize("data, says", [
     pytest.param(*case, id=f"{kind}, {name}") for kind, table in
-    (("safetensors", MALFORMED), ("accident", ACCIDENTS), ("TorchScript", SCRIPTS))
+    (("safetensors", MALFORMED), ("accident", ACCIDENTS), ("TorchScript", SCRIPTS),
+     ("costly", COSTLY))
     for name, case in table.items()])
 def test_a_wrong_file_is_refused_with_one_line_that_says_why(tmp_path, data, says):
     path = tmp_path / "model.safetensors"
@@ -416,6 +482,28 @@ def test_load_into_takes_exactly_the_tensors_of_the_model_as_float32():
     text = complaint(load_into, lambda: torch.nn.Linear(2, 3), bad, "file")
     for wrong in "bias is missing", "extra is unknown", "weight is (2, 3), not (3, 2)":
         assert wrong in text
+
+
+@pytest.mark.parametrize("told, heads", [
+    (None, 2), (4, 4), ("4", 4), (0, None), ("", None), (True, None), (5, None), (-2, None),
+    (256, None), ("x", None), (1e300, None), (float("inf"), None), (10**400, None),
+    ("9" * 5000, None)])
+def test_a_number_of_heads_is_a_whole_number_that_splits_the_width(told, heads):
+    if heads:
+        assert head_count(told, 128, "file") == heads
+    else:
+        assert "width 128 cannot be split into" in complaint(head_count, told, 128, "file")
+
+
+@pytest.mark.parametrize("names, layers", [
+    (["h.0.a", "h.1.a", "h.1.b", "x"], 2), (["x"], 0), (["h.99999999.a"], None), (["h.x.a"], None),
+    (["h.1.a"], None), (["h.-1.a"], None), (["h.\u0660.a"], None), (["h."], None),
+    ([f"h.{i}.a" for i in range(1001)], None)])
+def test_layers_are_numbered_from_0_and_all_there(names, layers):
+    if layers is not None:
+        assert layer_count(names, "h.", "file") == layers
+    else:
+        assert "numbered from 0" in complaint(layer_count, names, "h.", "file")
 
 
 def test_a_fingerprint_is_of_names_shapes_and_numbers_not_of_their_dtype():

@@ -7,7 +7,7 @@
 
 import dataclasses
 
-from lib.cli import UserError, opt, parse, run
+from lib.cli import UserError, opt, parse, printable, run
 from weights.public import FILES, fault, fetch, locate
 from weights.reading import metadata, read
 
@@ -21,12 +21,13 @@ class Config:
 def describe(path):
     """Prints name, shape and dtype of every tensor, the metadata, and the sums."""
     tensors = read(path)
-    width = max(map(len, tensors), default=0)
+    names = {name: printable(name[:1000]) for name in tensors}
+    width = min(60, max(map(len, names.values()), default=0))
     for name, x in tensors.items():
         shape = " x ".join(map(str, x.shape)) or "scalar"
-        print(f"{name:{width}}  {shape:20} {str(x.dtype).removeprefix('torch.')}")
+        print(f"{names[name]:{width}}  {shape:20} {str(x.dtype).removeprefix('torch.')}")
     for key, value in metadata(path).items():
-        print(f"metadata: {key} = {value}")
+        print(printable(f"metadata: {key} = {value}"))
     print(f"{len(tensors)} tensors, {sum(x.numel() for x in tensors.values()):,} numbers, "
           f"{sum(x.numel() * x.element_size() for x in tensors.values()):,} bytes")
 

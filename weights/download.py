@@ -4,7 +4,8 @@
                    |                                     |
                    +---> path.part, grows and resumes ---+---> path, complete and right
 
-So a file that has its final name can be trusted, and a broken download costs nothing twice.
+So a file that has its final name can be trusted, and a broken download costs nothing twice. What
+has neither a size nor a hash, here or from the server, is refused: nobody could tell a part of it.
 """
 
 import hashlib
@@ -19,15 +20,17 @@ from lib.cli import UserError
 from lib.files import progress
 
 TIMEOUT = 30  # seconds without a single byte
+LARGEST = 10**15  # bytes; who offers more is mistaken
 
 
 class Broken(Exception):
     """What is wrong with one address; the next one may still do."""
 
 
-def pull(url, part, size):
+def pull(url, part, size, provable=True):
     """Appends to the file part what is still missing of url. Raises Broken if it cannot be had, or
-    not whole; what has come stays in part. size in bytes, None if unknown."""
+    not whole; what has come stays in part. size in bytes, None if unknown. provable: whether a size
+    or a hash will show that all has come; else the server has to say how much there is."""
     have = part.stat().st_size if part.exists() else 0
     if have and have == size:
         return
@@ -44,24 +47,38 @@ def pull(url, part, size):
             if e.headers.get("Content-Range") == f"bytes */{have}":
                 return
             part.unlink()
-            return pull(url, part, size)
+            return pull(url, part, size, provable)
         raise Broken(f"HTTP {e.code} {e.reason}") from e
-    except (OSError, http.client.HTTPException) as e:
-        raise Broken(getattr(e, "reason", e)) from e
+    except (OSError, http.client.HTTPException, ValueError) as e:  # the last: a strange redirect
+        raise Broken(getattr(e, "reason", None) or e or type(e).__name__) from e
     with reply:
         if reply.status == 206:
             if not reply.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
                 raise Broken("it answered with another range than the one asked for")
         else:
             have = 0  # pitfall: a server may ignore Range and send everything from the start
-        total = reply.headers.get("Content-Length") or ""
-        total = have + int(total) if total.isdigit() else None
+        total = content_length(reply)
+        total = total if total is None else have + total
         # Both before the first byte is written: a good part must survive a network's login page.
         if reply.headers.get_content_type() == "text/html":
             raise Broken("it sent a web page instead of the file")
+        if reply.headers.get("Content-Encoding", "identity") != "identity":
+            raise Broken("it sent the file packed, which nobody asked for")
         if size and total not in (None, size):
             raise Broken(f"it offers {total:,} bytes where {size:,} are expected")
+        if total is None and not provable and not getattr(reply, "chunked", False):
+            raise Broken("it does not say how long the file is, so a part would pass for the whole")
         receive(reply, part, have, total, size)
+
+
+def content_length(reply):
+    """How many bytes an open reply says that it sends, or None. Raises Broken for nonsense."""
+    told = reply.headers.get("Content-Length") or ""
+    if not (told.isascii() and told.isdigit()):
+        return None
+    if len(told) > len(str(LARGEST)) or int(told) > LARGEST:
+        raise Broken("it says that it sends more bytes than any disk can hold")
+    return int(told)
 
 
 def receive(reply, part, have, total, size):
@@ -107,11 +124,13 @@ def verify(part, size, hashes, check):
         raise Broken(f"it sent a wrong file, now deleted: {wrong}")
 
 
-def download(urls, path, size=None, sha256=None, md5=None, check=None):
+def download(urls, path, size=None, sha256=None, md5=None, check=None,
+             choice="--help says with which flag"):
     """Fetches a file from the first of urls that works, and gives back its path. What is there
     already is not fetched again, and a broken download goes on where it stopped: path with .part
     behind it keeps the bytes. size in bytes, hashes in hex; check(part) gives back in words what
-    is wrong with the file, if anything. A wrong file is deleted. UserError says how to go on.
+    is wrong with the file, if anything. A wrong file is deleted. UserError says how to go on;
+    choice is how a user chooses another folder.
 
     pitfall: two processes must not fetch the same file at the same time. Let rank 0 go first.
     """
@@ -127,16 +146,16 @@ def download(urls, path, size=None, sha256=None, md5=None, check=None):
         path.parent.mkdir(parents=True, exist_ok=True)
         for url in urls:
             try:
-                pull(url, part, size)
+                pull(url, part, size, provable=size is not None or bool(sha256 or md5))
                 verify(part, size, {"sha256": sha256, "md5": md5}, check)
                 os.replace(part, path)
                 return path
             except Broken as e:
-                problems.append(f"{urllib.parse.urlsplit(url).netloc}: {e}")
+                problems.append(f"{urllib.parse.urlsplit(url).netloc}: {str(e)[:200]}")
         have = part.stat().st_size if part.exists() else 0
     except OSError as e:  # those of the network have become Broken: this one is the disk's
         raise UserError(f"{path}: cannot be written ({e.strerror or e}); make room, or choose "
-                        "another folder (SEEGPT_CACHE)") from e
+                        f"another folder ({choice})") from e
     why = "; ".join(dict.fromkeys(problems))
     if have:
         raise UserError(f"{path}: broke off after {have / 1e6:,.1f} MB ({why}); run the same "

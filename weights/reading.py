@@ -1,9 +1,10 @@
 """Reads any weight file into {name: tensor}, and such tensors into a model.
 
-A weight file is a table of named tensors. Three layouts are met in practice; read() tells them
+A weight file is a table of named tensors. Four layouts are met in practice; read() tells them
 apart by their first bytes, whatever the file is called:
 
     safetensors  | N, 8 bytes | N bytes of JSON: name -> dtype, shape, place | raw numbers ... |
+    GGUF         | key-values with the tokenizer, too | table of tensors | few bits a number ... |
     torch.save   | a zip with a pickle that rebuilds a dictionary (before torch 1.6: no zip)   |
     TorchScript  | a zip with a pickle of a whole tree of modules, and one member per storage  |
 
@@ -13,30 +14,39 @@ tensor is where.
 
 import hashlib
 import json
+import os
 import re
+import struct
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from lib.cli import UserError
-from lib.files import plain_errors
+from lib.files import open_file, plain_errors, user_path
+from weights import gguf
 from weights.pickles import read_script, read_torch
 from weights.safetensors import MAX_HEADER, header, no_twins, read_safetensors
 
 # What a folder of weights may hold, the preferred one first.
 NAMES = ("model.safetensors", "model.safetensors.index.json",
-         "pytorch_model.bin", "pytorch_model.bin.index.json")
+         "pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth")
+MAX_LAYERS = 1000  # more than any model has; each takes time to build
+# What the content of a damaged file raises: a wrong kind of value, a number too large, too deep.
+DAMAGED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError,
+           struct.error)
 OLD_TORCH = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")  # how torch.save began before 1.6
 
 
 def sniff(path):
-    """Tells "safetensors", "torch" (torch.save), "script" (TorchScript) or "index" by the content.
+    """Tells "safetensors", "gguf", "torch" (torch.save), "script" (TorchScript) or "index" by the
+    content.
 
     Endings lie: "pytorch_model.bin" may be a zip or not, and OpenAI's .pt is no torch.save file.
     UserError for everything else; the usual accidents are called by their names.
     """
-    with open(path, "rb") as f:
+    with open_file(path) as f:
         head = f.read(512)
     text = head.lstrip().lower()
     if not head:
@@ -52,13 +62,15 @@ def sniff(path):
         return sniff_zip(path)
     if head.startswith(OLD_TORCH):
         return "torch"
+    if head.startswith(b"GGUF"):
+        return "gguf"
     # Text never looks like so small a number: its 5th to 8th byte would have to be zero.
     if len(head) > 8 and int.from_bytes(head[:8], "little") <= MAX_HEADER:
         return "safetensors"
     if text.startswith(b"{"):
         return "index"
-    raise UserError(f"{path}: not a weight file known here (safetensors, torch.save, TorchScript, "
-                    f"index of shards); it begins with {head[:8]!r}; fetch it again")
+    raise UserError(f"{path}: not a weight file known here (safetensors, GGUF, torch.save, "
+                    f"TorchScript, index of shards); it begins with {head[:8]!r}; fetch it again")
 
 
 def sniff_zip(path):
@@ -66,7 +78,7 @@ def sniff_zip(path):
     try:
         with zipfile.ZipFile(path) as archive:
             members = [name.rpartition("/")[2] for name in archive.namelist()]
-    except zipfile.BadZipFile as e:
+    except Exception as e:  # one flipped bit can make it raise almost anything
         raise UserError(f"{path}: a damaged zip archive, probably cut off ({e}); delete it and "
                         "fetch it again") from e
     if members.count("data.pkl") != 1:
@@ -81,7 +93,8 @@ def read_file(path):
     if kind == "index":
         raise UserError(f"{path}: JSON, where the index of shards promises a weight file; "
                         "fetch the model again")
-    readers = {"safetensors": read_safetensors, "torch": read_torch, "script": read_script}
+    readers = {"safetensors": read_safetensors, "gguf": gguf.read_gguf, "torch": read_torch,
+               "script": read_script}
     return readers[kind](path)
 
 
@@ -89,7 +102,8 @@ def read_index(path):
     """The tensors of a model cut into shards: {"weight_map": {tensor name: file beside the index}}.
     UserError when a shard lacks a tensor that the index promises, or holds one it does not name."""
     try:
-        where = json.loads(path.read_bytes(), object_pairs_hook=no_twins)["weight_map"]
+        with open_file(path) as f:
+            where = json.loads(f.read(), object_pairs_hook=no_twins)["weight_map"]
         shards = sorted(set(where.values()))
         # A shard lies beside its index: "../x", "/x" and "C:x" would reach into other folders.
         strange = [shard for shard in shards if not re.fullmatch(r"\w[\w.+-]*", shard)]
@@ -99,12 +113,15 @@ def read_index(path):
     if strange or not shards:
         raise UserError(f"{path}: its weight_map must name files of this folder, not {strange}; "
                         "fetch the model again")
+    names = {shard: set() for shard in shards}
+    for name, shard in where.items():
+        names[shard].add(name)
     tensors = {}
-    for shard in shards:
+    for shard, wanted in names.items():
         file = path.parent / shard
-        if not file.is_file():
+        if not os.path.exists(file):
             raise UserError(f"{file}: missing; {path.name} needs {len(shards)} shards beside it")
-        part, wanted = read_file(file), {name for name in where if where[name] == shard}
+        part = read_file(file)
         # Half an old and half a new download would otherwise give a model that talks nonsense.
         if part.keys() != wanted:
             missing, extra = sorted(wanted - part.keys()), sorted(part.keys() - wanted)
@@ -115,14 +132,19 @@ def read_index(path):
 
 
 def weight_file(path):
-    """The file that is meant by path: itself, or the first of NAMES inside a folder."""
-    path = Path(path).expanduser()
-    if not path.is_dir():
+    """The file that is meant by path: itself, or inside a folder the first of NAMES, or its only
+    GGUF file."""
+    path = user_path(path)
+    if not os.path.isdir(path):
         return path
     for name in NAMES:
-        if (path / name).is_file():
+        if os.path.exists(path / name):
             return path / name
-    raise UserError(f"{path}: this folder holds none of {', '.join(NAMES)}")
+    ggufs = sorted(path.glob("*.gguf"))
+    if len(ggufs) == 1:
+        return ggufs[0]
+    raise UserError(f"{path}: this folder holds none of {', '.join(NAMES)}, and {len(ggufs)} GGUF "
+                    "files: name the file itself")
 
 
 def read(path):
@@ -132,27 +154,37 @@ def read(path):
     UserError names the file, and the tensor where there is one, and says what to do.
     """
     path = weight_file(path)
-    with plain_errors(path):
-        return read_index(path) if sniff(path) == "index" else read_file(path)
+    try:
+        with plain_errors(path):
+            return read_index(path) if sniff(path) == "index" else read_file(path)
+    except (MemoryError, RuntimeError) as e:  # torch's way to say that it got no memory
+        raise UserError(f"{path}: too big for this computer's memory") from e
 
 
 def metadata(path):
-    """The {str: str} notes in the header of a safetensors file; {} for every other kind."""
+    """The {str: str} notes in the header of a safetensors file; the single values in that of a GGUF
+    file; {} for every other kind."""
     path = weight_file(path)
     with plain_errors(path):
-        return header(path)[1] if sniff(path) == "safetensors" else {}
+        kind = sniff(path)
+        if kind == "gguf":
+            return {k: str(v) for k, v in gguf.header(path)[0].items() if np.ndim(v) == 0}
+        return header(path)[1] if kind == "safetensors" else {}
 
 
 def read_config(folder, known=None):
     """A model's config.json as a dictionary, {} where there is none. UserError if it is no such
     thing, or says something else than the values {key: (...)} in known."""
     path = Path(folder) / "config.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
     try:
-        config = dict(json.loads(path.read_text("utf-8")))
-    except (ValueError, TypeError) as e:
+        with plain_errors(path), open_file(path) as f:
+            config = json.loads(f.read())
+    except (ValueError, RecursionError) as e:
         raise UserError(f"{path}: not the config of a model ({e})") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: not the config of a model, but a {type(config).__name__}")
     for key, values in (known or {}).items():
         if config.get(key, values[0]) not in values:
             raise UserError(f"{path}: {key} = {config[key]!r} is not known here, only "
@@ -161,16 +193,43 @@ def read_config(folder, known=None):
 
 
 def head_count(told, width, path):
-    """The number of heads: as told, or as in all public sizes, where a head is 64 wide."""
-    heads = int(told or width // 64)
-    if heads < 1 or width % heads:
-        raise UserError(f"{path}: width {width} cannot be split into {heads} heads")
+    """The number of heads: as told, in digits or as an int, or if that is None as in all public
+    sizes, where a head is 64 wide."""
+    told = width // 64 if told is None else told
+    heads = int(told) if re.fullmatch("[0-9]{1,9}", str(told)) else 0
+    if not 1 <= heads <= width or width % heads:
+        raise UserError(f"{path}: width {width} cannot be split into {told} heads")
     return heads
+
+
+def layer_count(names, prefix, path):
+    """How many layers there are if their tensors are called prefix0.x, prefix1.x, ... UserError
+    unless all these are there: a file of a few tensors cannot have a layer 99999999."""
+    found = {name.removeprefix(prefix).partition(".")[0] for name in names
+             if name.startswith(prefix)}
+    numbers = set(map(str, range(min(len(found), MAX_LAYERS))))
+    if strange := found - numbers:
+        raise UserError(f"{path}: {prefix}{min(strange)} does not fit {len(numbers)} layers, which "
+                        "are numbered from 0")
+    return len(found)
+
+
+def join(tensors, names, path):
+    """The tensors of these names in one, along their first axis. UserError if they differ."""
+    kinds = {n: f"{tensors[n].dtype} {tuple(tensors[n].shape)}" if n in tensors else "missing"
+             for n in names}
+    if len({*kinds.values()}) > 1 or not tensors[names[0]].dim():
+        raise UserError(f"{path}: these {len(names)} must have one shape: {kinds}")
+    return torch.cat([tensors[n] for n in names])
 
 
 def load_into(build, tensors, path):
     """The model made by build() with exactly these tensors, in float32 and eval mode. UserError if
-    one is missing, unknown or of the wrong shape: nothing is skipped silently."""
+    one is missing, unknown, empty or of the wrong shape: nothing is skipped silently. build may
+    rely on sizes from 1 up, but is not called before that is known."""
+    if strange := [n for n, t in tensors.items() if not t.numel() or t.is_complex()]:
+        raise UserError(f"{path}: {strange[0]} has no numbers or complex ones, so this is no model "
+                        "known here")
     with torch.device("meta"):  # shapes only: random weights would be made just to be thrown away
         model = build()
     ours = model.state_dict()

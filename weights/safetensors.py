@@ -14,9 +14,10 @@ import json
 import torch
 
 from lib.cli import UserError
-from lib.files import replacing
+from lib.files import open_file, replacing
 
 MAX_HEADER = 100_000_000  # bytes of safetensors header; the official reader's limit
+MAX_AXES = 64  # of a tensor; numpy's limit
 # The format's names for number types -> torch's. Older versions of torch lack the last few: a file
 # that needs one is refused by name. So are F4 and F6, whose numbers are smaller than a byte.
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
@@ -63,12 +64,24 @@ def parse_header(raw):
         shape, offsets = entry["shape"], entry["data_offsets"]
         if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
             raise ValueError(f"{name!r} needs a list as its shape and two data_offsets")
-        if any(type(n) is not int for n in shape + offsets):  # isinstance would let True pass
+        # isinstance would let True pass. JSON's numbers may have thousands of digits.
+        if any(type(n) is not int or n >= 2**63 for n in shape + offsets):
             raise ValueError(f"{name!r} has a size or place that is no whole number from 0 up")
         if str(entry["dtype"]) not in DTYPES:
             raise ValueError(f"{name!r} has the dtype {entry['dtype']!r}, which torch "
                              f"{torch.__version__} or this reader does not know")
     return table, notes
+
+
+def byte_count(dtype, shape):
+    """The bytes that a tensor takes. ValueError for a shape that torch cannot have: it counts
+    strides in 64 bits, and as if no side of the box were 0."""
+    size = reach = dtype.itemsize
+    for n in shape:
+        size, reach = size * n, reach * max(n, 1)
+        if reach >= 2**63 or len(shape) > MAX_AXES:
+            raise ValueError(f"the impossible shape {str(shape)[:60]}")
+    return size
 
 
 def lay_out(table, room):
@@ -82,12 +95,7 @@ def lay_out(table, room):
     for name in sorted(table, key=lambda name: table[name]["data_offsets"]):
         dtype, shape = DTYPES[table[name]["dtype"]], table[name]["shape"]
         begin, end = table[name]["data_offsets"]
-        size = reach = dtype.itemsize
-        for n in shape:
-            # torch counts strides in 64 bits, and as if no side of the box were 0.
-            size, reach = size * n, reach * max(n, 1)
-        if reach >= 2**63:
-            raise ValueError(f"{name!r} has the impossible shape {shape}")
+        size = byte_count(dtype, shape)
         if begin != place:
             raise ValueError(f"{name!r} begins at byte {begin}, the one before ends at {place}")
         if end - begin != size:
@@ -106,7 +114,7 @@ def header(path):
     A file that passes here is as long as its tensors, so nothing that is read later can surprise.
     """
     # sniff in reading.py has seen that length is at most MAX_HEADER: no lie makes us read for long.
-    with open(path, "rb") as f:
+    with open_file(path) as f:
         length = int.from_bytes(f.read(8), "little")
         raw = f.read(length)
         room = f.seek(0, io.SEEK_END) - 8 - length
@@ -129,7 +137,7 @@ def read_safetensors(path):
     """The tensors of one safetensors file, each read straight into memory of its own."""
     entries, _, start = header(path)
     tensors = {}
-    with open(path, "rb") as f:
+    with open_file(path) as f:
         f.seek(start)
         for name, (dtype, shape, size) in entries.items():
             # pitfall: views of a memory map would save this copy, but the header of gpt2's own file

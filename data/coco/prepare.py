@@ -29,6 +29,7 @@ from data.archives import fetch_zip
 from data.common import (KARPATHY, assert_counts, fetch_images, karpathy_splits, keep_usable,
                          write_captions)
 from lib.cli import opt, parse, run
+from lib.files import user_path
 
 COCO = "http://images.cocodataset.org/zips/"
 IMAGES = {"train2014": {"urls": f"{COCO}train2014.zip", "size": 13_510_573_713,
@@ -56,9 +57,9 @@ def describe(image):
 
 
 def main(config):
-    folder = Path(config.images or HERE).expanduser()
-    out = Path(config.out or HERE).expanduser()
-    karpathy = Path(config.karpathy or folder / "dataset_coco.json").expanduser()
+    folder = user_path(config.images or HERE)
+    out = user_path(config.out or HERE)
+    karpathy = user_path(config.karpathy or folder / "dataset_coco.json")
     if config.download and not karpathy.exists():
         fetch_zip(karpathy.parent / "caption_datasets.zip", {"dataset_coco.json"}, **KARPATHY)
     splits, skipped = karpathy_splits(karpathy, "coco", describe)

@@ -27,6 +27,7 @@ sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the impor
 from data.archives import fetch_zip
 from data.common import KARPATHY, assert_counts, karpathy_splits, keep_usable, write_captions
 from lib.cli import opt, parse, run
+from lib.files import user_path
 
 FORM = "https://shannon.cs.illinois.edu/DenotationGraph/"
 # Public, but nobody states its size or hash: whoever uses it does so knowingly, and uses --check.
@@ -50,9 +51,9 @@ def describe(image):
 
 
 def main(config):
-    folder = Path(config.images or HERE / "images").expanduser()
-    out = Path(config.out or HERE).expanduser()
-    karpathy = Path(config.karpathy or HERE / "dataset_flickr30k.json").expanduser()
+    folder = user_path(config.images or HERE / "images")
+    out = user_path(config.out or HERE)
+    karpathy = user_path(config.karpathy or HERE / "dataset_flickr30k.json")
     if config.download and not karpathy.exists():
         fetch_zip(karpathy.parent / "caption_datasets.zip", {"dataset_flickr30k.json"}, **KARPATHY)
     splits, skipped = karpathy_splits(karpathy, "flickr30k", describe)

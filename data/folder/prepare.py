@@ -8,8 +8,8 @@ The captions come from one of these files in the folder, or from another that --
     captions.jsonl    {"image": "garden/dog.jpg", "caption": "a dog asleep"},
                       or "captions": ["...", "..."]
     captions.tsv      garden/dog.jpg<TAB>a dog asleep         nothing is quoted
-    none of them      the file names: "a_red_car_2.jpg" -> "a red car"; a camera's IMG_1234.jpg
-                      says nothing
+    none of them      the file names: "a_red_car_2.jpg" -> "a red car"; IMG_1234.jpg of a camera
+                      and COCO_val2014_000000000042.jpg say nothing
 
 An image may have several lines. Written into the folder (or --out) are {train,val}.jsonl, with
 --test test.jsonl too, and meta.json. A hash of the file's name decides on the split, so a photo
@@ -17,6 +17,7 @@ stays in its split when others join it (only a folder so small that none falls t
 """
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -29,12 +30,15 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
 from data.common import clean, keep_usable, relative, unique, write_captions
-from lib.cli import UserError, opt, parse, run
+from lib.cli import UserError, opt, parse, printable, run
+from lib.files import IMAGES, open_file, plain_errors, user_path
 
 MADE_BY = "data/folder/prepare.py"
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-CAMERA = {"img", "dsc", "dscn", "dscf", "pxl", "gopr", "image", "photo", "picture", "screenshot",
-          "untitled"}
+# Words of which alone no caption is made.
+CAMERA = {"img", "imag", "dsc", "dscn", "dscf", "dcim", "pxl", "gopr", "mvimg", "pano", "burst",
+          "wa", "whatsapp", "signal", "fb", "image", "photo", "picture", "screenshot", "scan",
+          "untitled", "frame", "file", "coco", "flickr", "vg", "vizwiz", "openimages"}
+SPLITS = {"train", "val", "test"}  # as in COCO_val2014_...; a train alone may be one
 
 
 @dataclass
@@ -56,7 +60,7 @@ def find_images(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             # pitfall: ._a.jpg is no picture but what a Mac leaves beside a.jpg on a foreign disk.
-            if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
+            if Path(name).suffix.lower() in IMAGES and not name.startswith("."):
                 name = Path(parent, name).relative_to(folder).as_posix()
                 found[unicodedata.normalize("NFC", name)] = name
     return dict(sorted(found.items()))
@@ -80,7 +84,7 @@ def read_captions(path, folder, images):
     captions = {}
     try:
         # pitfall: Notepad begins a file with a byte-order mark; utf-8-sig skips it.
-        with open(path, encoding="utf-8-sig") as f:
+        with io.TextIOWrapper(open_file(path), encoding="utf-8-sig") as f:
             for number, line in enumerate(f, 1):
                 if not line.strip():
                     continue
@@ -118,7 +122,8 @@ def from_name(name):
     """ "garden/a_red_car_2.jpg" -> "a red car"; "" for a name that only a camera can have given."""
     words = clean(re.sub(r"[_\-.+]+", " ", Path(name).stem))
     words = re.sub(r"[\s\d()]+$", "", words)  # the number of a photo, or " (2)" of a copy
-    return "" if words.casefold() in CAMERA else words
+    said = set(re.findall(r"[^\W\d_]+", words.casefold()))
+    return "" if said & CAMERA and said <= CAMERA | SPLITS else words
 
 
 def place(name):
@@ -144,13 +149,14 @@ def split(items, shares):
 
 
 def refuse_foreign(out):
-    """UserError if out holds splits that were not written by this script: they would be lost."""
+    """UserError if out holds files that were not written by this script: they would be lost."""
     try:
-        ours = json.loads((out / "meta.json").read_bytes())["source"] == MADE_BY
-    except (OSError, ValueError, KeyError, TypeError):
+        with open_file(out / "meta.json") as f:
+            ours = json.loads(f.read())["source"] == MADE_BY
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         ours = False
-    for path in (out / f"{name}.jsonl" for name in ("train", "val", "test")):
-        if path.exists() and not ours:
+    for name in ("train.jsonl", "val.jsonl", "test.jsonl", "meta.json"):
+        if os.path.lexists(path := out / name) and not ours:
             raise UserError(f"{path}: not written by this script, and would be overwritten; move "
                             "it away, or choose another folder with --out")
 
@@ -158,8 +164,8 @@ def refuse_foreign(out):
 def captions_of(config, folder, images):
     """{name of an image: its captions}, and what was left out, {why: names}."""
     lists = [folder / name for name in ("captions.jsonl", "captions.tsv")]
-    lists = [path for path in lists if path.exists()]
-    lists = [Path(config.captions).expanduser()] if config.captions else lists
+    lists = [path for path in lists if os.path.lexists(path)]
+    lists = [user_path(config.captions)] if config.captions else lists
     if len(lists) > 1:
         raise UserError(f"{folder}: holds captions.jsonl and captions.tsv; name one with "
                         "--captions")
@@ -168,12 +174,29 @@ def captions_of(config, folder, images):
         skipped = {"images that no line names": [name for name in images.values()
                                                  if name not in captions]}
     else:
-        captions, skipped = {name: [from_name(name)] for name in images.values()}, {}
-        print(f"{folder}: no captions.jsonl or captions.tsv, the names of the files become "
-              "captions")
+        captions, skipped = captions_of_names(folder, images), {}
     skipped["repeated captions"] = [name for name, texts in captions.items()
                                     for _ in texts[len(unique(texts)):]]
     return captions, skipped
+
+
+def captions_of_names(folder, images):
+    """{name of an image: [its caption]}, where the files' names are all there is. UserError where
+    they say nothing, or where a list of captions is there that we cannot read."""
+    if not images:
+        raise UserError(f"{folder}: no image in there or below ({', '.join(IMAGES)})")
+    with plain_errors(folder):
+        others = sorted(p.name for p in folder.iterdir() if p.stem.casefold() == "captions")
+    if others:
+        raise UserError(f"{folder / others[0]}: captions are read from captions.tsv (name, tab, "
+                        "caption) or captions.jsonl: save them as one of these")
+    captions = {name: [from_name(name)] for name in images.values()}
+    if len(said := {text for text, in captions.values() if text}) < min(2, len(images)):
+        raise UserError(f"{folder}: no captions.jsonl or captions.tsv, and the files' names, such "
+                        f"as {Path(next(iter(images))).name}, say " + (
+                            f"{said.pop()!r} of every image" if said else "nothing"))
+    print(f"{folder}: no captions.jsonl or captions.tsv, the names of the files become captions")
+    return captions
 
 
 def main(config):
@@ -183,9 +206,9 @@ def main(config):
     if not (config.val > 0 and config.test >= 0 and config.val + config.test < 1):
         raise UserError(f"--val {config.val} --test {config.test}: shares of the images are "
                         "wanted, such as 0.05, that leave some for training")
-    folder = Path(config.folder[0]).expanduser()
-    out = Path(config.out or folder).expanduser()
-    if not folder.is_dir():
+    folder = user_path(config.folder[0])
+    out = user_path(config.out or folder)
+    if not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder")
     refuse_foreign(out)
     images = find_images(folder)
@@ -197,6 +220,8 @@ def main(config):
     write_captions(splits, skipped, folder, out, source=MADE_BY)
     if "test" not in splits:  # pitfall: one from an earlier run may hold what is in train now
         (out / "test.jsonl").unlink(missing_ok=True)
+    example = splits["train"][0]
+    print(f"for example {printable(example['image'])}: {example['captions'][0]!r}")
     print(f'next: python train.py --dataset "{out}"')
 
 

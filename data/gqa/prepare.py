@@ -30,7 +30,7 @@ from data.archives import escapes, fetch_zip
 from data.common import (assert_sizes, clean, fetch_images, keep_usable, published_form,
                          write_answers, write_items)
 from lib.cli import opt, parse, run
-from lib.files import read_json
+from lib.files import read_json, user_path
 
 SITE = "https://downloads.cs.stanford.edu/nlp/data/gqa/"
 # No hashes are published. A zip has a checksum for each of its members, and unpacking looks at it.
@@ -73,8 +73,8 @@ def read(path):
 
 
 def main(config):
-    folder = Path(config.folder or HERE).expanduser()
-    out = Path(config.out or HERE).expanduser()
+    folder = user_path(config.folder or HERE)
+    out = user_path(config.out or HERE)
     if config.download and not all((folder / name).exists() for name in FILES.values()):
         fetch_zip(folder / "questions1.2.zip", set(FILES.values()), QUESTIONS)
     splits = {split: read(folder / name) for split, name in FILES.items()}

@@ -32,16 +32,17 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
 
 from data.archives import escapes
-from data.common import (assert_counts, check_image, clean, keep_usable, present, printable,
-                         published_form, write_captions)
-from lib.cli import UserError, opt, parse, run
-from lib.files import progress, read_json, replacing
+from data.common import assert_counts, clean, keep_usable, present, published_form, write_captions
+from lib.cli import UserError, opt, parse, printable, run
+from lib.files import progress, read_json, replacing, user_path
+from lib.images import check_image
 from weights.download import download
 
 URL = "https://nocaps.s3.amazonaws.com/nocaps_val_4500_captions.json"
 COUNTS = {"val": (4_500, 45_000)}
 DOMAINS = ("in-domain", "near-domain", "out-domain")
 PAUSE = 1  # seconds before a second attempt
+LARGEST = 100_000_000  # bytes of an image; those of Open Images are far smaller
 
 
 @dataclass
@@ -89,7 +90,7 @@ def fetch_image(job):
             # Some servers turn Python's own name away.
             request = urllib.request.Request(url, headers={"User-Agent": "seegpt"})
             with urllib.request.urlopen(request, timeout=30) as reply:
-                content = reply.read()
+                content = reply.read(LARGEST)
             # pitfall: a login page or a connection that broke off would end up as a .jpg, too.
             problem = check_image(io.BytesIO(content))
             if not problem:
@@ -124,8 +125,8 @@ def fetch_images(folder, urls, threads):
 
 
 def main(config):
-    folder = Path(config.folder or HERE).expanduser()
-    out = Path(config.out or HERE).expanduser()
+    folder = user_path(config.folder or HERE)
+    out = user_path(config.out or HERE)
     path = folder / "nocaps_val_4500_captions.json"
     if config.download and not path.exists():
         download(URL, path)  # no hash is published; the counts are checked below

@@ -30,7 +30,7 @@ from data.archives import escapes
 from data.common import (assert_sizes, clean, fetch_images, images_of, keep_usable, published_form,
                          write_items)
 from lib.cli import opt, parse, run
-from lib.files import read_json
+from lib.files import read_json, user_path
 from weights.download import download
 
 SITE = "https://raw.githubusercontent.com/lupantech/ScienceQA/main/data/scienceqa/"
@@ -70,8 +70,8 @@ def describe(key, split, problem):
 
 
 def main(config):
-    folder = Path(config.folder or HERE).expanduser()
-    out = Path(config.out or HERE).expanduser()
+    folder = user_path(config.folder or HERE)
+    out = user_path(config.out or HERE)
     if config.download:
         for name in FILES:  # no hashes are published; the counts are checked below
             download(f"{SITE}{name}", folder / name)

@@ -32,6 +32,8 @@ def report_exact(model, folder, device, n, batch=250):
     print(f"greedy captions, exact scenes   {'all':>7}{'one object':>13}{'two objects':>13}")
     for split in ("test", "novel"):
         items = load_split(folder, split)[:n]
+        if split == "test" and len(items) < n:
+            print(f"  (--score {n:,}, but there are {len(items):,} test images)")
         scenes, feats = scenes_of(items), image_features_of(model, items, device)
         captions = [caption for i in range(0, len(items), batch)
                     for caption in model.generate(feats[i:i + batch], beam=1)]

@@ -1,7 +1,8 @@
-"""Pre-trains the two tiny backbones of the shapes world from nothing, on one CPU core.
+"""Pre-trains the tiny backbones of the shapes world from nothing, on one CPU core.
 
     python data/shapes/pretrain.py gpt2    # text only, 5 minutes
-    python data/shapes/pretrain.py clip    # pictures and texts, 75 minutes
+    python data/shapes/pretrain.py clip    # pictures and texts, 65 minutes
+    python data/shapes/pretrain.py llama bert t5    # text only (data/shapes/plms.py)
 
 The results, tiny-gpt2 and tiny-clip, are part of the repository: run this only to change them.
 --resume goes on after a stop.
@@ -12,7 +13,7 @@ which region (the patches of one Thing, averaged). differs: CLIP has no region l
 first loss alone nothing asks the last layer's patch tokens to say what is where, and the methods
 that read them get little; RegionCLIP (Zhong et al. 2022) is the model for the second.
 
-Both leave out every scene of the val, test and novel splits.
+All leave out every scene of the val, test and novel splits.
 """
 
 import hashlib
@@ -22,24 +23,25 @@ import re
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
+
+from lib.cli import UserError, clock, opt, parse, run  # isort: skip (lib before torch)
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the imports below
-
 from clip_vit import CLIPText, CLIPViT
-from data.shapes import world
+from data.shapes import plms, world
 from data.shapes.bpe import clip_vocabulary, gpt2_vocabulary
 from data.shapes.clip_batches import clip_batch
 from data.shapes.export import save_clip, save_gpt2
 from data.shapes.texts import discourse
 from gpt2 import GPT2, GPT2Config
-from lib.cli import UserError, clock, opt, parse, run
 from lib.files import replacing
 from weights.tokenizers import get_clip_tokenizer, get_tokenizer, pretokenize
 
@@ -52,11 +54,11 @@ RELATIONS = 900
 
 @dataclass
 class Config:
-    which: list = opt([], "gpt2 or clip", positional=True)
+    which: list = opt([], "gpt2, clip, llama, bert or t5", positional=True)
     steps: int = opt(0, "optimiser steps; 0: as many as made the committed files")
     seed: int = opt(1337, "of weights and data")
     threads: int = opt(1, "CPU threads: two runs side by side use two cores better than one run")
-    out: str = opt("", "folder for the result; empty: data/shapes/tiny-gpt2 or tiny-clip")
+    out: str = opt("", "folder for the result; empty: data/shapes/tiny-gpt2, ...")
     resume: bool = opt(False, "go on from the last checkpoint in the folder")
 
 
@@ -87,6 +89,8 @@ def provenance(config, step):
 def muon(matrices, lr):
     """Muon (Jordan et al. 2024) for the matrices of the blocks: it uses all directions of a matrix
     alike."""
+    if not hasattr(torch.optim, "Muon"):
+        raise UserError("pre-training needs torch 2.9 or newer, for torch.optim.Muon")
     return torch.optim.Muon(matrices, lr=lr, weight_decay=0.1, momentum=0.95,
                             adjust_lr_fn="match_rms_adamw")
 
@@ -167,6 +171,15 @@ def sinusoids(length, octaves, n):
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 
+def make_optimizers(model, blocks):
+    """blocks: {name: matrix} of the model's layers."""
+    # Under AdamW the states get dominated by a few directions, and what was said of the first Thing
+    # varies in directions that hardly show: an attention trained on top does not find them.
+    others = [p for k, p in model.named_parameters() if k not in blocks]
+    return [muon(blocks.values(), lr=3e-3),
+            torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01)]
+
+
 def pretrain_gpt2(config, folder, steps):
     # The space belongs to the word behind it; texts are plain ASCII, so a simple pattern will do.
     texts = corpus(4000, config.seed) + 10 * EXTRA
@@ -180,17 +193,32 @@ def pretrain_gpt2(config, folder, steps):
         idx = gpt2_batch(random.Random(f"gpt2 {name} {config.seed} {step}"), enc)
         return F.cross_entropy(model(idx[:, :-1]).flatten(0, 1), idx[:, 1:].flatten()), ""
 
-    named = dict(model.named_parameters())
-    blocks = {k: p for k, p in named.items() if k.startswith("h.") and p.dim() == 2}
-    others = [p for k, p in named.items() if k not in blocks]
-    # Under AdamW the states get dominated by a few directions, and what was said of the first Thing
-    # varies in directions that hardly show: an attention trained on top does not find them.
-    optimizers = [muon(blocks.values(), lr=3e-3),
-                  torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01)]
+    optimizers = make_optimizers(model, plms.blocks(model))
     for step in fit(model, optimizers, loss_at, steps, folder, config.resume):
         with torch.no_grad():
             print(f"  fresh scenes: loss {loss_at(step, 'fresh')[0].item():.4f}", flush=True)
         save_gpt2(model, folder, provenance(config, step))
+
+
+# ---------------------------------------------------------------------------- LLaMA, BERT, T5
+
+def pretrain_plm(kind, config, folder, steps):
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(config.seed)
+    model = plms.tiny(kind, folder, corpus(4000, config.seed) + 10 * EXTRA)
+    if kind == "bert":  # as GPT-2's: neighbouring positions are alike
+        positions = model.embeddings["position_embeddings"].weight
+        positions.data.copy_(0.08 * sinusoids(len(positions), octaves=8, n=positions.shape[1] // 2))
+
+    def loss_at(step, name="train"):
+        rng = random.Random(f"{kind} {name} {config.seed} {step}")
+        return plms.loss(kind, model, rng, lambda rng: discourse(scene_for(rng), rng)), ""
+
+    optimizers = make_optimizers(model, plms.blocks(model))
+    for step in fit(model, optimizers, loss_at, steps, folder, config.resume):
+        with torch.no_grad():
+            print(f"  fresh scenes: loss {loss_at(step, 'fresh')[0].item():.4f}", flush=True)
+        plms.save(kind, model, folder, provenance(config, step))
 
 
 # ---------------------------------------------------------------------------- CLIP
@@ -275,14 +303,10 @@ def pretrain_clip(config, folder, steps):
 
 def main(config):
     torch.set_num_threads(config.threads)
-    if not hasattr(torch.optim, "Muon"):
-        raise UserError("pre-training needs torch 2.9 or newer, for torch.optim.Muon")
-    known = {"gpt2": (pretrain_gpt2, 1200), "clip": (pretrain_clip, 3800)}
-    if not config.which:
-        raise UserError("say what to pre-train: gpt2 or clip")
-    for name in config.which:
-        if name not in known:
-            raise UserError(f"there is no {name} to pre-train: gpt2 or clip")
+    known = {"gpt2": (pretrain_gpt2, 1200), "clip": (pretrain_clip, 5000),
+             **{kind: (partial(pretrain_plm, kind), 1200) for kind in ("llama", "bert", "t5")}}
+    if not config.which or not known.keys() >= {*config.which}:
+        raise UserError(f"say what to pre-train: {', '.join(known)}")
     for name in config.which:
         pretrain, steps = known[name]
         pretrain(config, Path(config.out or HERE / f"tiny-{name}"), config.steps or steps)

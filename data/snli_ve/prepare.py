@@ -22,6 +22,7 @@ authors say.
 
 import gzip
 import json
+import os
 import sys
 import zlib
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the impor
 from data.archives import escapes
 from data.common import assert_sizes, clean, keep_usable, published_form, write_answers, write_items
 from lib.cli import UserError, opt, parse, run
+from lib.files import open_file, user_path
 from weights.download import download
 
 SITE = "https://github.com/necla-ml/SNLI-VE"  # links to files on Google Drive
@@ -69,10 +71,10 @@ def read(path):
     """
     items, undecided = [], []
     packed = path.with_name(f"{path.name}.gz")
-    opened = path if path.exists() else packed
+    opened = path if os.path.exists(path) else packed
     fetch = f"fetch {COPY}{packed.name} (or follow the links at {SITE})"
     try:
-        with path.open("rb") if path.exists() else gzip.open(packed) as f:
+        with open_file(opened) as file, gzip.open(file) if opened == packed else file as f:
             for number, line in enumerate(f, 1):
                 with published_form(f"{opened} line {number}", "SNLI-VE's", fetch):
                     row = json.loads(line)
@@ -90,9 +92,9 @@ def read(path):
 
 
 def main(config):
-    folder = Path(config.folder or HERE).expanduser()
-    images = Path(config.images or HERE.parent / "flickr30k/images").expanduser()
-    out = Path(config.out or HERE).expanduser()
+    folder = user_path(config.folder or HERE)
+    images = user_path(config.images or HERE.parent / "flickr30k/images")
+    out = user_path(config.out or HERE)
     splits, skipped = {}, {"sentences without a label": []}
     for split, name in FILES.items():
         if config.download and not (folder / name).exists():

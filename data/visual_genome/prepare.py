@@ -14,7 +14,8 @@ Of 108,077 images with 5.4 million phrases, about 50 an image, left out and repo
     * images that are in val or test of the Karpathy splits, of COCO (by coco_id) or of Flickr30k
       (by flickr_id): about half of Visual Genome's images are COCO's, and a test image that was
       trained on is no test;
-    * phrases that an image has already, but for capitals and a full stop.
+    * phrases that an image has already, but for capitals and a full stop;
+    * the four images that are published damaged.
 
 A phrase describes a part of the image; its box is not kept. val holds the images whose id is
 divisible by 100, about one in a hundred.
@@ -31,7 +32,7 @@ from data.archives import escapes, fetch_zip
 from data.common import (KARPATHY, assert_sizes, clean, fetch_images, karpathy_splits, keep_usable,
                          published_form, unique, write_captions)
 from lib.cli import opt, parse, run
-from lib.files import read_json
+from lib.files import read_json, user_path
 
 SITE = "https://homes.cs.washington.edu/~ranjay/visualgenome/data/dataset/"
 STANFORD = "https://cs.stanford.edu/people/rak248/VG_100K_2/"
@@ -46,6 +47,8 @@ HELD_OUT = ("dataset_coco.json", "dataset_flickr30k.json")  # Karpathy's
 COUNTS = {"region_descriptions.json": 108_077, "val and test of dataset_coco.json": 10_000,
           "val and test of dataset_flickr30k.json": 2_014}
 
+DAMAGED = {1592, 1722, 4616, 4617}  # ids; everybody who works with scene graphs leaves them out
+
 
 @dataclass
 class Config:
@@ -53,7 +56,6 @@ class Config:
     out: str = opt("", "folder for the result; empty: data/visual_genome")
     download: bool = opt(False, "fetch what is missing (15.3 GB) into that folder")
     partial: bool = opt(False, "a part of Visual Genome will do: leave out images that are missing")
-    # pitfall: 1592.jpg, 1722.jpg, 4616.jpg and 4617.jpg are damaged, as many repositories note.
     check: bool = opt(False, "decode every image, many minutes; leave out those that are damaged")
 
 
@@ -92,7 +94,7 @@ def make_items(folder, secret):
     region_descriptions  [{"id": 1, "regions": [{"phrase": "the clock is green", ...}, ...]}, ...]
     """
     splits = {"train": [], "val": []}
-    taken, repeated, names, secret_names = [], [], {}, set()
+    taken, damaged, repeated, names, secret_names = [], [], [], {}, set()
     with published(folder / "image_data.json"):
         for image in read(folder / "image_data.json"):
             name = "/".join(image["url"].split("/")[-2:])  # only the address tells the folder
@@ -109,17 +111,21 @@ def make_items(folder, secret):
             if name in secret_names:
                 taken.append(name)
                 continue
+            if entry["id"] in DAMAGED:
+                damaged.append(name)
+                continue
             phrases = [clean(phrase or "") for phrase in entry["regions"]]
             captions = unique(phrases)
             repeated += [name] * (len(phrases) - len(captions))
             splits["train" if entry["id"] % 100 else "val"].append(
                 {"id": entry["id"], "image": name, "captions": captions})
-    return splits, {"images in Karpathy's val and test": taken, "repeated phrases": repeated}
+    return splits, {"images in Karpathy's val and test": taken, "repeated phrases": repeated,
+                    "images published damaged": damaged}
 
 
 def main(config):
-    folder = Path(config.folder or HERE).expanduser()
-    out = Path(config.out or HERE).expanduser()
+    folder = user_path(config.folder or HERE)
+    out = user_path(config.out or HERE)
     if config.download:
         if not all((folder / name).exists() for name in HELD_OUT):
             fetch_zip(folder / "caption_datasets.zip", set(HELD_OUT), **KARPATHY)
@@ -130,6 +136,7 @@ def main(config):
     splits, skipped = make_items(folder, secret)
     if not config.partial:  # before 15 GB are fetched
         taken = skipped["images in Karpathy's val and test"]
+        taken = taken + skipped["images published damaged"]
         found = [[*splits["train"], *splits["val"], *taken], secret["coco_id"], secret["flickr_id"]]
         assert_sizes(folder, dict(zip(COUNTS, found)), COUNTS, "images")
     if config.download:

@@ -38,7 +38,7 @@ from data.archives import fetch_zip
 from data.common import assert_sizes, clean, keep_usable, published_form, write_answers, write_items
 from data.vqa2.answers import normalise_answer
 from lib.cli import opt, parse, run
-from lib.files import read_json
+from lib.files import read_json, user_path
 
 SITE = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa/"
 COCO = "http://images.cocodataset.org/zips/"
@@ -68,12 +68,12 @@ class Config:
     check: bool = opt(False, "decode every image, many minutes; leave out those that are damaged")
 
 
-def read(path, key, make, **more):
-    """[make(row), ...] of the rows under a key of a JSON file; more goes to json.loads."""
+def read(path, key, make, collect=list, **more):
+    """make(row) of all rows under a key of a JSON file, collected; more goes to json.loads."""
     url = ZIPS.get(path.name, {"urls": TEST_ZIP})["urls"]
     with published_form(path, "VQA v2's", f"unpack it again from {url}"):
         data = read_json(path, f"fetch {url} and unpack it there, or run with --download", **more)
-        return [make(row) for row in data[key]]
+        return collect(make(row) for row in data[key])
 
 
 def read_questions(folder, name):
@@ -94,9 +94,9 @@ def read_answers(folder, name, normalise):
                       "answers": [{"answer": "yes", "answer_id": 1, ...}, ...], ...}, ...]}
     """
     # An answer becomes its text while it is read: 6.6 million dictionaries would take 2 GB more.
-    return dict(read(folder / ANNOTATIONS.format(name), "annotations", lambda a: (
-        a["question_id"], (normalise(a["multiple_choice_answer"]), a["answers"])),
-        object_hook=lambda d: d.get("answer", d)))
+    return read(folder / ANNOTATIONS.format(name), "annotations", lambda a: (
+        a["question_id"], (normalise(a["multiple_choice_answer"]), a["answers"])), dict,
+        object_hook=lambda d: d.get("answer", d))
 
 
 def vocabulary(most_frequent):
@@ -119,9 +119,9 @@ def add_answers(items, answers, known, normalise):
 
 
 def main(config):
-    folder = Path(config.folder or HERE).expanduser()
-    images = Path(config.images or HERE.parent / "coco").expanduser()
-    out = Path(config.out or HERE).expanduser()
+    folder = user_path(config.folder or HERE)
+    images = user_path(config.images or HERE.parent / "coco")
+    out = user_path(config.out or HERE)
     if config.download:
         for name, file in ZIPS.items():
             if not (folder / name).exists():
