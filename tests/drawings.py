@@ -10,15 +10,16 @@ import random
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import lib  # noqa: F401  isort: skip (lib before torch)
 import numpy as np
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from clip_vit import preprocess
 from data.shapes import world
-from lib.runs import newest_run
+from lib.settings import pick_checkpoint
 from model import SeeGPT
 
 RADII = {"small": (4.2, 6.6), "large": (8.6, 11.5)}
@@ -90,7 +91,7 @@ def drawings(ground, n, seed=0):
 
 
 def main(ckpt="", n=100):
-    model = SeeGPT.load(ckpt or newest_run())
+    model = SeeGPT.load(pick_checkpoint(ckpt))
     for ground in (*GROUNDS, *(f"empty {g}" for g in GROUNDS)):
         pictures, scenes = zip(*drawings(ground, n))
         said = model.generate(torch.stack([preprocess(p, world.SIDE) for p in pictures]), beam=1)
