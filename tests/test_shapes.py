@@ -164,8 +164,8 @@ def test_the_splits_of_every_task_hold_only_their_own_scenes(tmp_path, monkeypat
                 assert all(x["box"] in x["proposals"] and len(x["proposals"]) >= 6 for x in items)
 
 
-def test_what_is_not_there_to_pretrain_is_named(tmp_path):
-    with pytest.raises(UserError, match="there is no foo"):
+def test_what_is_not_there_to_pretrain_is_refused(tmp_path):
+    with pytest.raises(UserError, match="say what to pre-train"):
         pretrain.main(pretrain.Config(["foo"], out=str(tmp_path)))
     assert not list(tmp_path.iterdir())
 
