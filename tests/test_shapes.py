@@ -155,7 +155,7 @@ def test_the_splits_of_every_task_hold_only_their_own_scenes(tmp_path, monkeypat
     monkeypatch.setattr(prepare, "IMAGES", {"train": 20, "val": 8, "test": 8, "novel": 8})
     for task in prepare.TASKS:
         prepare.main(prepare.Config([task], out=tmp_path / task))
-        for split, n in prepare.IMAGES.items():
+        for split, n in prepare.images_of(task).items():
             items = load_split(tmp_path / task, split)
             assert len({x["image"] for x in items}) == n and items[0]["image"].exists()
             found = {world.split_of(world.from_json(x["scene"])) for x in items if "scene" in x}

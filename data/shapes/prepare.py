@@ -34,6 +34,9 @@ from lib.cli import UserError, opt, parse, run
 
 TASKS = ("caption", "vqa", "entail", "refer", "regions")
 IMAGES = {"train": 8000, "val": 1000, "test": 1000, "novel": 500}  # how many of each split
+# Times as many training pictures for regions: texts on 8,000 crowds are learnt by heart. On clean
+# pictures of refer the colour was then named right in 56 %, with three times as many in 88.
+CROWDS = 3
 EMPTY = 0.02  # of the training pictures show nothing, and their captions say so
 
 
@@ -78,9 +81,14 @@ def scene_size(task, split, rng):
     return rng.choice((1, 2, 2, 2) if split == "train" else (1, 2))
 
 
+def images_of(task):
+    """How many pictures of each split a task has."""
+    return IMAGES | ({"train": CROWDS * IMAGES["train"]} if task == "regions" else {})
+
+
 def prepare(task, folder, seed=1337):
     """Writes one task's splits and pictures into a folder."""
-    for split, n in IMAGES.items():
+    for split, n in images_of(task).items():
         rng = random.Random(f"{task} {split} {seed}")
         (folder / "images" / split).mkdir(parents=True, exist_ok=True)
         items = []
@@ -88,14 +96,14 @@ def prepare(task, folder, seed=1337):
             scene = world.sample_from(rng, scene_size(task, split, rng), (split,))
             image = f"images/{split}/{i:05}.png"
             if task == "regions":  # some are marked: "the star is in red" is then true of that
-                scene = world.marked(scene, rng, often=0.75, shares=(0.2, 0.4))
+                scene = world.marked(scene, rng, often=0.95, shares=(0.3, 0.7))
             strays = rng.randint(0, 1) if task == "regions" else 0
             world.render(scene, rng, strays).save(folder / image, compress_level=1)
             truth = {} if task == "regions" else {"scene": world.to_json(scene)}
             items += [{"id": len(items) + j, "image": image, **item, **truth}
                       for j, item in enumerate(scene_items(task, scene, rng))]
         write_split(folder, split, items)
-    write_meta(folder, {"task": task, "images": IMAGES, "seed": seed})
+    write_meta(folder, {"task": task, "images": images_of(task), "seed": seed})
 
 
 def main(config):
@@ -104,7 +112,7 @@ def main(config):
             raise UserError(f"there is no task {task}: {', '.join(TASKS)}")
         folder = Path(config.out) if config.out else HERE / task if task != "caption" else HERE
         prepare(task, folder, config.seed)
-        counts = ", ".join(f"{n:,} {split} images" for split, n in IMAGES.items())
+        counts = ", ".join(f"{n:,} {split} images" for split, n in images_of(task).items())
         print(f"{task}: {counts} in {folder}")
 
 

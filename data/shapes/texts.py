@@ -135,7 +135,8 @@ def descriptions(scene, rng):
         rest = [f"in {t.seen}"] if t.paint else [t.size, t.place, with_article(t.shape)]
         found += [f"{expression(scene, i, rng)} is in {t.seen}",
                   f"{expression(scene, i, rng)} is {rng.choice(rest)}"]
-    found += [f"the {absent(scene, rng)} is in none" for _ in range(2)]
+    if rng.random() < 0.5:
+        found.append(f"the {absent(scene, rng)} is in none")
     return list(dict.fromkeys(found))
 
 
