@@ -72,7 +72,7 @@ def test_texts_that_are_too_long_are_left_out_and_counted(capsys):
     with pytest.raises(UserError, match="every text is longer than the 0 tok.*lower --max_tokens 40"):
         Batches(entries, ENC, Config(), 64, feats, n_positions=30)
     assert len(Batches(entries, ENC, Config(), 64, feats, answers=["yes"],
-                       n_positions=999).entries) == 4
+                       room=999).entries) == 4
 
 
 # ---------------------------------------------------------------------------- batches
