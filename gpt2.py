@@ -38,7 +38,8 @@ import torch.nn.functional as F
 
 from lib.decoding import sample_token
 from weights.public import locate
-from weights.reading import head_count, layer_count, load_into, metadata, read, read_config
+from weights.reading import (drop_copy, head_count, layer_count, load_into, metadata, need_matrices,
+                             read, read_config)
 from weights.tokenizers import get_tokenizer
 
 
@@ -175,6 +176,8 @@ class GPT2(nn.Module):
                             "new tokens")
         return self.wte(idx) + self.wpe(torch.arange(pos, pos + T, device=idx.device))
 
+    room = property(lambda self: self.config.n_positions)  # tokens of the longest text
+
     def start(self, idx, state, run):
         """Rows of text (R, T) as model.py has them -> x; plm/ has models that read otherwise."""
         return self.embed(idx, state.pos)
@@ -215,9 +218,7 @@ class GPT2(nn.Module):
         missing, unknown or of the wrong shape."""
         path = locate(name)
         tensors = rename(read(path), path)
-        model = load_into(lambda: cls(infer_config(tensors, path)), tensors, path)
-        model.folder = path if path.is_dir() else path.parent
-        return model
+        return load_into(lambda: cls(infer_config(tensors, path)), tensors, path)
 
 
 # ---------------------------------------------------------------------------- public weights
@@ -236,9 +237,8 @@ def rename(theirs, path):
         key = key.removeprefix("transformer.")  # GPT2LMHeadModel adds it, the first files have none
         if not key.endswith(MASKS):
             ours[key] = t.t() if key.endswith(CONV1D) and t.dim() == 2 else t
-    head = ours.pop("lm_head.weight", None)  # only in files written by torch.save of a whole model
-    if head is not None and "wte.weight" in ours and not torch.equal(head, ours["wte.weight"]):
-        raise UserError(f"{path}: lm_head.weight differs from wte.weight, but GPT-2 shares the two")
+    # Only files written by torch.save of a whole model hold the embedding twice.
+    drop_copy(ours, "lm_head.weight", "wte.weight", "GPT-2", path)
     return ours
 
 
@@ -249,10 +249,7 @@ CONFIG = {"activation_function": ("gelu_new", "gelu_pytorch_tanh"), "layer_norm_
 
 def infer_config(tensors, path):
     """Sizes from the tensors' shapes; the number of heads from config.json or the metadata."""
-    for key in ("wte.weight", "wpe.weight"):
-        if key not in tensors or tensors[key].dim() != 2:
-            raise UserError(f"{path}: no matrix {key}, so this is not a GPT-2; it holds "
-                            f"{', '.join(sorted(tensors)[:3])}, ...")
+    need_matrices(tensors, ("wte.weight", "wpe.weight"), "GPT-2", path)
     V, C = tensors["wte.weight"].shape
     told = read_config(path, CONFIG).get("n_head", metadata(path).get("n_head"))
     return GPT2Config(V, len(tensors["wpe.weight"]), layer_count(tensors, "h.", path),

@@ -148,7 +148,7 @@ class Run:
         """The batches of a split (data/batches.py); in training each process has its share."""
         return Batches(self.entries[split], self.lm.tokenizer, self.config, self.vit.image_size,
                        self.feats.get(split), self.processes if split == "train" else None,
-                       method.answers, method.soft_answers, self.lm.config.n_positions)
+                       method.answers, method.soft_answers, self.lm.room)
 
 
 @torch.no_grad()

@@ -64,16 +64,16 @@ class Batches(Dataset):
 
     Every epoch has its own order of the images and, per image, of its texts; of an image with more
     than config.rows texts the surplus comes up in other epochs. entries: group_by_image(items).
-    feats has a row an entry. n_positions: of the language model; texts that do not fit are left
-    out, None: nobody looks.
+    feats has a row an entry. room: tokens of the longest text that the language model reads; longer
+    ones are left out, None: nobody looks.
     """
 
     def __init__(self, entries, tokenizer, config, image_size, feats=None, processes=None,
-                 answers=(), soft=False, n_positions=None):
+                 answers=(), soft=False, room=None):
         self.tokenizer, self.config, self.image_size = tokenizer, config, image_size
         self.entries, self.feats, self.rows_of = entries, feats, np.arange(len(entries))
-        if n_positions:
-            self.leave_out_long(n_positions, 0 if answers else config.max_tokens)
+        if room:
+            self.leave_out_long(room, 0 if answers else config.max_tokens)
         self.rank, self.size = (processes.rank, processes.size) if processes else (0, 1)
         self.answers, self.soft = {a: i for i, a in enumerate(answers)}, soft
         given = {a for entry in self.entries for _, counts in entry["texts"] for a in counts}
@@ -82,10 +82,10 @@ class Batches(Dataset):
                             "choose from")
         self.indices, self.batch = np.arange(len(self.entries)), config.batch  # in use; a step
 
-    def leave_out_long(self, n_positions, more):
-        """Takes out texts that leave less than `more` of the positions free, and entries that have
-        no other. UserError if nothing is left."""
-        room = n_positions - more
+    def leave_out_long(self, room, more):
+        """Takes out texts that leave less than `more` tokens of the room free, and entries that
+        have no other. UserError if nothing is left."""
+        room -= more
         kept = [[pair for pair in entry["texts"] if fits(self.tokenizer, pair[0], room)]
                 for entry in self.entries]
         texts, left = (sum(map(len, each)) for each in ([e["texts"] for e in self.entries], kept))

@@ -2,7 +2,8 @@
 
     python -m evaluate.compare                           captions, 3 seeds: 15 trainings
     python -m evaluate.compare --only ituning vanilla --seeds 1
-    python -m evaluate.compare --table questions         DVP: its layers, all image tokens, none
+    python -m evaluate.compare --table questions         DVP: its layers, all image tokens, none;
+                                                         and on BERT, T5 and LLaMA
 
 Runs train.py and evaluate as you would, one after the other, and prints a Markdown table (mean and
 standard deviation over the seeds). Runs are folders in --out; what is finished there is not run
@@ -32,6 +33,7 @@ from weights.checkpoints import read_run_info
 
 ROOT = Path(__file__).resolve().parents[1]
 DVP = ["--dataset", "shapes/vqa"]
+MODELS = {"bert": "BERT", "t5": "T5", "llama": "LLaMA"}  # beside GPT-2, shown at every layer
 # table -> row -> (title, flags of train.py); everything else is train.py's recipe.
 TABLES = {
     "captions": {
@@ -47,11 +49,18 @@ TABLES = {
         "all": ("all 65 image tokens, layer 0", [*DVP, "--visual", "all"]),
         **{f"one-{l}": (f"one token, layer {l}", [*DVP, "--insert_layer", str(l)])
            for l in range(4)},
+        **{f"{kind}-{name}": (f"{title}: {what}",
+                              [*DVP, "--lm", f"data/shapes/tiny-{kind}", *flags])
+           for kind, title in MODELS.items() for name, what, flags in (
+               ("none", "question only", ["--visual", "none"]),
+               ("one-0", "one token, layer 0", ["--insert_layer", "0"]),
+               ("searched", "one token, searched layer", ["--search"]))},
     },
 }
 SCORES = {"captions": ("CIDEr-D", "BLEU-4", "objects named", "exact"),  # the last on novel, too
           "questions": ("accuracy",)}
 COLOURS = ("#1f4e8c", "#d1652a", "#3b8f5a", "#9cc9ab", "#7a4a9e", "#bfa3d6")
+STYLES = [{"color": colour, "ls": line} for line in ("-", "--", ":") for colour in COLOURS]
 
 
 @dataclass
@@ -62,6 +71,19 @@ class Config:
     speed_rounds: int = opt(3, "short runs of each to measure the speed", at_least=1)
     beam: int = opt(5, "beams in evaluation (papers: 5)", at_least=1, at_most=100)
     out: str = opt("out/compare", "folder of the runs and the table")
+
+
+def at_hand(rows):
+    """The rows whose language model is there; the others are named. UserError if none is left."""
+    lms = {name: flags[flags.index("--lm") + 1] for name, (_, flags) in rows.items()
+           if "--lm" in flags}
+    missing = {name: lm for name, lm in lms.items() if not (ROOT / lm / "config.json").exists()}
+    for lm in dict.fromkeys(missing.values()):
+        note(f"without {', '.join(name for name in missing if missing[name] == lm)}: there is no "
+             f"{lm} (python data/shapes/pretrain.py {lm.rpartition('-')[2]})")
+    if len(missing) == len(rows):
+        raise UserError("no row is left to compare")
+    return {name: row for name, row in rows.items() if name not in missing}
 
 
 # ---------------------------------------------------------------------------- runs
@@ -87,7 +109,7 @@ def train(folder, flags):
     """One run, unless it is finished; goes on with a stopped one."""
     if logged(folder, "peak_memory"):
         return
-    if (folder / "resume.pt").exists():
+    if any((folder / name).exists() for name in ("resume.pt", "search.pt")):
         command("train.py", "--resume", "--out", folder)
     else:
         command("train.py", *flags, "--score", 0, "--out", folder)
@@ -103,26 +125,34 @@ def evaluate(folders, split, beam, path):
             for metric in rows[0]["scores"]}
 
 
+def layer_of(folder):
+    """The layer that a run's search has found."""
+    return json.loads((folder / "search.json").read_text("utf-8"))["layer"]
+
+
 def searched(out, seeds):
-    """The layers that the search finds with each seed. It needs no row of its own: what is trained
-    after it with the same seed is, bit for bit, the row of that layer."""
+    """The layers that the search finds on GPT-2 with each seed. It needs no row of its own: what is
+    trained after it with the same seed is, bit for bit, the row of that layer."""
     folders = [out / f"search-{seed}" for seed in range(1, seeds + 1)]
     for seed, folder in enumerate(folders, 1):
         if (folder / "search.pt").exists() and not (folder / "search.json").exists():
             command("train.py", "--resume", "--out", folder)
         elif not (folder / "search.json").exists():
             command("train.py", *DVP, "--search", "--steps", 1, "--seed", seed, "--out", folder)
-    return [json.loads((folder / "search.json").read_text("utf-8"))["layer"] for folder in folders]
+    return [layer_of(folder) for folder in folders]
 
 
 # ---------------------------------------------------------------------------- costs
 
 def speeds(rows, out, rounds, steps=60):
-    """{row: median texts/s} of short runs, all rows by turns."""
+    """{row: median texts/s} of short runs, all rows by turns; where a layer was searched, with the
+    one that seed 1 found."""
     seen = {name: [] for name in rows}
     for i in range(rounds):
         for name, (_, flags) in rows.items():
             folder = out / f"speed-{name}-{i}"
+            if "--search" in flags:
+                flags = [*flags[:-1], "--insert_layer", layer_of(out / f"{name}-1")]
             train(folder, [*flags, "--steps", steps, "--log_every", 10, "--eval_images", 3])
             seen[name] += logged(folder, "captions_per_s")[1:]
     return {name: statistics.median(values) for name, values in seen.items()}
@@ -132,9 +162,9 @@ def macs(method, lm, vit, T):
     """Multiply-accumulates in billions for a text of T tokens and its image: (language model, ViT).
 
     The language model with what the method puts into it, keys and values of the image tokens
-    included, without the vocabulary or the classifier. Attention is counted as the full square,
-    also where it is causal. pitfall: torch counts no fused attention on a CPU, so its plain form is
-    asked for.
+    included, without the vocabulary or the classifier. BERT reads one token more, [SEP]; T5's
+    decoder its start alone. Attention is counted as the full square, also where it is causal.
+    pitfall: torch counts no fused attention on a CPU, so its plain form is asked for.
     """
     device = lm.wte.weight.device
     idx = torch.zeros(1, T, dtype=torch.int64, device=device)
@@ -144,7 +174,8 @@ def macs(method, lm, vit, T):
         with FlopCounterMode(display=False) as of_vit:
             feats = vit(image)
         with FlopCounterMode(display=False) as of_lm:
-            ctx, x = method.encode_image(feats), lm.embed(idx, 0)
+            ctx = method.encode_image(feats)
+            x = lm.start(idx, state, method.block)
             for l, layer in enumerate(lm.h):
                 x = method.block(l, layer, x, ctx, state)
     return of_lm.get_total_flops() / 2e9, of_vit.get_total_flops() / 2e9
@@ -192,7 +223,7 @@ def main(config):
         if name not in known:
             raise UserError(f"--only {name}: there are {', '.join(known)}")
     check_writable(Path(config.out) / f"{config.table}.json")
-    rows = {name: known[name] for name in known if name in (config.only or known)}
+    rows = at_hand({name: known[name] for name in known if name in (config.only or known)})
     out, seeds = Path(config.out).resolve(), range(1, config.seeds + 1)
     folders = {name: [out / f"{name}-{seed}" for seed in seeds] for name in rows}
     for seed in seeds:  # of all rows before the next: stopped early, there is something to compare
@@ -211,12 +242,16 @@ def main(config):
     print(f"\n{config.seeds} seeds, {settings['epochs']:g} epochs of 8,000 images with "
           f"{settings['rows']} texts each, beam {config.beam}; scores x 100, mean ± standard "
           "deviation.")
-    if config.table == "questions":
-        layers = ", ".join(map(str, searched(out, config.seeds)))
-        print(f"KAB-APP chose layer {layers}, with seeds 1 to {config.seeds}.")
+    layers = {title: map(layer_of, folders[name]) for name, (title, flags) in rows.items()
+              if "--search" in flags}
+    if any(name.startswith("one-") for name in rows):
+        layers = {"one token": searched(out, config.seeds)} | layers
+    for title, chosen in layers.items():
+        print(f"{title}: KAB-APP chose {', '.join(map(str, chosen))}, with seeds 1 to "
+              f"{config.seeds}.")
     lines = [(title, pictures.series(folders[name][0] / "log.jsonl", "val_loss"),
-              {"color": colour, "marker": "o", "ms": 3})
-             for (name, (title, _)), colour in zip(rows.items(), COLOURS)]
+              {**style, "marker": "o", "ms": 3})
+             for (name, (title, _)), style in zip(rows.items(), STYLES)]
     pictures.plot(lines, path.with_suffix(".png"), "step", "validation loss, nats",
                   path.with_suffix(".json"))
 

@@ -26,7 +26,6 @@ follows another are left out: neither takes part in hidden states or masked word
 B texts, T tokens, C width, L layers, nh heads, hs size of one, F width inside the MLP, V vocabulary
 """
 
-import os
 import sys
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,9 +37,10 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root, for these:
 from lib.cli import UserError, opt, parse, run
-from plm.rows import end_conditions
+from plm.rows import start_bert
 from weights.public import locate
-from weights.reading import head_count, layer_count, load_into, metadata, read, read_config
+from weights.reading import (drop_copy, head_count, layer_count, load_into, metadata, need_matrices,
+                             read, read_config)
 from weights.wordpiece import get_wordpiece
 
 
@@ -157,6 +157,8 @@ class BERT(nn.Module):
     # What is asked of every language model, under gpt2.py's names.
     wte = property(lambda self: self.embeddings["word_embeddings"])
     h = property(lambda self: self.encoder["layer"])
+    start = start_bert
+    room = property(lambda self: self.config.n_positions - 1)  # start adds [SEP]
 
     def embed(self, idx, pos=0, types=None):
         """Ids (B, T) of the tokens at positions pos, pos + 1, ... -> x (B, T, C).
@@ -172,16 +174,6 @@ class BERT(nn.Module):
         # that another order moves them by 1e-4 in a published file.
         return parts["LayerNorm"](self.wte(idx) + parts["token_type_embeddings"](types)
                                   + parts["position_embeddings"](positions))
-
-    def start(self, idx, state, run):
-        """Rows of text (R, T) as model.py has them, which begin with [CLS] -> x (R, T + 1, C): each
-        condition gets its [SEP], and the layers a mask for what is behind. [CLS] stands for all."""
-        if state.wanted is not None:
-            raise UserError("BERT fills in words, it writes no text: choose among answers, "
-                            "--readout head")
-        idx, state.cache = end_conditions(idx, state.condition_len, self.eot)
-        state.condition_len = None
-        return self.embed(idx)
 
     def head(self, x):
         """The last states -> logits (.., V) in float32. UserError if the file held no such head."""
@@ -217,9 +209,7 @@ class BERT(nn.Module):
         tensor is missing, unknown or of the wrong shape."""
         path = locate(name)
         tensors = rename(read(path), path)
-        model = load_into(lambda: cls(infer_config(tensors, path)), tensors, path)
-        model.folder = path if os.path.isdir(path) else path.parent
-        return model
+        return load_into(lambda: cls(infer_config(tensors, path)), tensors, path)
 
 
 # ---------------------------------------------------------------------------- public weights
@@ -242,9 +232,7 @@ def rename(theirs, path):
         if not key.startswith(UNUSED):
             ours[key] = t
     for copy, original in COPIES.items():
-        t = ours.pop(copy, None)
-        if t is not None and not torch.equal(t, ours.setdefault(original, t)):
-            raise UserError(f"{path}: {copy} differs from {original}, but BERT shares the two")
+        drop_copy(ours, copy, original, "BERT", path)
     return ours
 
 
@@ -256,17 +244,16 @@ CONFIG = {"hidden_act": ("gelu",), "layer_norm_eps": (1e-12,), "is_decoder": (Fa
 def infer_config(tensors, path):
     """Sizes from the tensors' shapes; the number of heads from config.json or the metadata."""
     names = [f"embeddings.{kind}_embeddings.weight" for kind in ("word", "position", "token_type")]
-    for key in (*names, "encoder.layer.0.intermediate.dense.weight"):
-        if key not in tensors or tensors[key].dim() != 2:
-            raise UserError(f"{path}: no matrix {key}, so this is not a BERT; it holds "
-                            f"{', '.join(sorted(tensors)[:3])}, ...")
+    inner = "encoder.layer.0.intermediate.dense.weight"
+    need_matrices(tensors, (*names, inner), "BERT", path)
     V, C = tensors[names[0]].shape
     told = read_config(path, CONFIG).get("num_attention_heads", metadata(path).get("n_head"))
     return BERTConfig(V, len(tensors[names[1]]), len(tensors[names[2]]),
                       layer_count(tensors, "encoder.layer.", path), head_count(told, C, path), C,
-                      len(tensors["encoder.layer.0.intermediate.dense.weight"]),
-                      any(key.startswith("cls.predictions.") for key in tensors))
+                      len(tensors[inner]), any(k.startswith("cls.predictions.") for k in tensors))
 
+
+# ---------------------------------------------------------------------------- its own command
 
 @dataclass
 class Config:

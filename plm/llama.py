@@ -27,6 +27,7 @@ of one, F width inside the MLP, V vocabulary
 import math
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,9 +37,9 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root, for these:
 from gpt2 import GPT2
 from lib.cli import UserError, opt, parse, run
-from weights.llama_layouts import read_llama
+from weights.llama_layouts import read_llama, told_number, told_rope
 from weights.public import locate
-from weights.reading import layer_count, load_into, weight_file
+from weights.reading import drop_copy, layer_count, load_into, need_matrices, weight_file
 
 
 @dataclass
@@ -172,9 +173,7 @@ class LLaMA(nn.Module):
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = RMSNorm(config)
-        self.lm_head = None
-        if not config.tied:
-            self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = None if config.tied else nn.Linear(config.n_embd, config.vocab_size, False)
         for name, p in self.named_parameters():  # the paper does not say; this is GPT-2's start
             if p.dim() == 2:
                 last = name.endswith(("o_proj.weight", "down_proj.weight"))
@@ -195,7 +194,7 @@ class LLaMA(nn.Module):
 
     # Layer after layer, token after token, and the tokenizer: nothing here differs from GPT-2.
     forward, generate, start = GPT2.forward, GPT2.generate, GPT2.start
-    tokenizer, eot = GPT2.tokenizer, GPT2.eot
+    tokenizer, eot, room = GPT2.tokenizer, GPT2.eot, GPT2.room
 
     @classmethod
     def from_pretrained(cls, name):
@@ -206,7 +205,8 @@ class LLaMA(nn.Module):
         tensors = rename(tensors, path)
         config = infer_config(tensors, told, path)
         model = load_into(lambda: cls(config), tensors, path)
-        model.folder = path if "tokenizer.ggml.tokens" in told else path.parent
+        if "tokenizer.ggml.tokens" in told:
+            model.folder = path  # the file itself
         return model
 
 
@@ -215,7 +215,6 @@ class LLaMA(nn.Module):
 # transformers' names -> ours. Meta's and GGUF's become transformers' in weights/llama_layouts.py.
 RENAME = {"embed_tokens": "wte", "input_layernorm": "ln_1", "self_attn": "attn",
           "post_attention_layernorm": "ln_2", "norm": "ln_f", "layers": "h"}
-LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
 def rename(theirs, path):
@@ -228,57 +227,24 @@ def rename(theirs, path):
 def infer_config(tensors, told, path):
     """The config, from shapes where there are some, else as config.json tells. Takes the copy of a
     tied head out of tensors."""
-    def number(name, default=None, whole=True, where=told):
-        value = default if where.get(name) is None else where[name]
-        if type(value) not in (int, float) or not 0 < value < 2**40 or whole and value % 1:
-            raise UserError(f"{path}: {name} is {value!r} in the config, which cannot be")
-        return int(value) if whole else value
-
-    for key in ("wte.weight", "h.0.attn.q_proj.weight", "h.0.mlp.gate_proj.weight"):
-        if key not in tensors or tensors[key].dim() != 2:
-            raise UserError(f"{path}: no matrix {key}, so this is not a LLaMA; it holds "
-                            f"{', '.join(sorted(tensors)[:3])}, ...")
-    (V, C), Q = tensors["wte.weight"].shape, len(tensors["h.0.attn.q_proj.weight"])
+    q, gate = "h.0.attn.q_proj.weight", "h.0.mlp.gate_proj.weight"
+    need_matrices(tensors, ("wte.weight", q, gate), "LLaMA", path)
+    if tied := bool(told.get("tie_word_embeddings")):
+        drop_copy(tensors, "lm_head.weight", "wte.weight", "tied LLaMA", path)
+    number = partial(told_number, told, path=path)
+    (V, C), Q = tensors["wte.weight"].shape, len(tensors[q])
     there = layer_count(tensors, "h.", path)
     L, nh = number("num_hidden_layers"), number("num_attention_heads")
     kv, hs = number("num_key_value_heads", nh), number("head_dim", max(1, Q // nh))
     if L != there or nh * hs != Q or hs % 2 or nh % kv:
         raise UserError(f"{path}: {there} layers and {Q} numbers a query are there, the config "
                         f"says {L} layers, {nh} heads ({kv} of keys) of size {hs}")
-    # Version 5 of transformers writes one table with rope_theta in it, 4 wrote two things.
-    rope = told.get("rope_parameters") or told.get("rope_scaling") or {}
-    rope = rope if isinstance(rope, dict) else {"rope_type": rope}
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind not in ("default", "llama3"):
-        raise UserError(f"{path}: rotary positions scaled by {kind!r}, only 'llama3' is known here")
-    theta = number("rope_theta", number("rope_theta", 1e4, False), False, rope)
-    divisors = told["rope_divisors"]  # of a GGUF file, which holds them ready
-    if kind == "llama3":
-        divisors = llama3_divisors(theta, hs, *(number(n, None, False, rope) for n in LLAMA3))
-    if len(divisors) not in (0, hs // 2) or not all(d > 0 for d in divisors):
-        raise UserError(f"{path}: rope_freqs must be {hs // 2} positive numbers")
-    tied = bool(told.get("tie_word_embeddings"))
-    if tied and not torch.equal(tensors.pop("lm_head.weight", tensors["wte.weight"]),
-                                tensors["wte.weight"]):
-        raise UserError(f"{path}: lm_head.weight differs from wte.weight, but the config says that "
-                        "the two are tied")
-    inner, eps = len(tensors["h.0.mlp.gate_proj.weight"]), number("rms_norm_eps", 1e-6, False)
-    return LLaMAConfig(V, number("max_position_embeddings", 2048), L, nh, kv, C, hs, inner, eps,
-                       theta, tuple(divisors), tied)
+    return LLaMAConfig(V, number("max_position_embeddings", 2048), L, nh, kv, C, hs,
+                       len(tensors[gate]), number("rms_norm_eps", 1e-6, whole=False),
+                       *told_rope(told, hs, path), tied)
 
 
-def llama3_divisors(theta, hs, factor, low, high, original):
-    """Llama 3.1 reads texts longer than those of its training (original tokens): a wave that fits
-    more than `high` times into them stays, one that fits less than `low` times becomes factor times
-    as long, between the two it is mixed. -> hs/2 numbers to divide the frequencies by. Source:
-    apply_scaling in meta-llama/llama-models."""
-    divisors = []
-    for i in range(0, hs, 2):
-        wave = 2 * math.pi * theta ** (i / hs)  # tokens for a full turn
-        s = min(1, max(0, (original / wave - low) / (high - low or 1e-9)))
-        divisors.append(1 / ((1 - s) / factor + s))
-    return divisors
-
+# ---------------------------------------------------------------------------- its own command
 
 @dataclass
 class Config:

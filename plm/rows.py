@@ -1,4 +1,5 @@
-"""Rows of text as data/batches.py lays them out for GPT-2, laid out anew for BERT and T5.
+"""Rows of text as data/batches.py lays them out for GPT-2, laid out anew for BERT and T5: what
+model.py calls as lm.start(idx, state, run).
 
     GPT-2, LLaMA   first  condition ...  answer ...
     BERT           [CLS]  condition ...  [SEP]     and a mask; it writes no answer
@@ -9,6 +10,9 @@ R rows, T tokens of a row, S of the longest condition with its end
 
 import torch
 import torch.nn.functional as F
+
+from lib.cli import UserError
+from weights.t5_layout import EOS, PAD
 
 
 def lengths(idx, condition_len):
@@ -36,3 +40,31 @@ def split_rows(idx, condition_len, wanted, first, end):
         rows = wanted // T
         wanted = rows * left + wanted % T - (n[rows] - 1)
     return ended[:, 1:S + 1], mask[:, 1:S + 1], F.pad(behind, (1, 0), value=first), wanted
+
+
+def start_bert(bert, idx, state, run):
+    """Rows (R, T), which begin with [CLS] -> x (R, T + 1, C): each condition gets its [SEP],
+    and the layers a mask for what is behind. [CLS] stands for all of the text."""
+    if state.wanted is not None:
+        raise UserError("BERT fills in words, it writes no text: choose among answers, "
+                        "--readout head")
+    idx, state.cache = end_conditions(idx, state.condition_len, bert.eot)
+    state.condition_len = None
+    return bert.embed(idx)
+
+
+def start_t5(t5, idx, state, run):
+    """Rows (R, T) -> x (R, T', C) of what the decoder reads. The encoder reads the conditions, its
+    layers by their places from the end: run(l - n, layer, x, None, state)."""
+    def run_here(l, layer, x, reading):
+        state.cache = reading
+        return run(l - len(t5.reader), layer, x, None, state)
+
+    if state.pos:
+        return t5.embed(idx)
+    text, mask, idx, state.wanted = split_rows(idx, state.condition_len, state.wanted, PAD, EOS)
+    state.cache = t5.read(text, mask, state.cache.max_len if state.cache else 0, run_here)
+    seen = mask[..., None]
+    state.summary = (state.cache.states * seen).sum(1, True) / seen.sum(1, True)  # the mean
+    state.condition_len = None
+    return t5.embed(idx)

@@ -30,7 +30,6 @@ F width inside the MLP, V vocabulary
 """
 
 import math
-import os
 import sys
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,14 +40,13 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root, for these:
-from gpt2 import Cache
-from lib.cli import UserError, opt, parse, run
-from plm.rows import split_rows
+from gpt2 import GPT2, Cache
+from lib.cli import opt, parse, run
+from plm.rows import start_t5
 from weights.public import locate
-from weights.reading import layer_count, load_into, read, read_config
+from weights.reading import load_into
 from weights.sentencepiece import get_t5_tokenizer
-
-PAD, EOS = 0, 1  # the decoder starts with PAD; a text ends with EOS
+from weights.t5_layout import EOS, PAD, read_t5, sizes_of
 
 
 @dataclass
@@ -88,25 +86,29 @@ class Reading(Cache):
     the decoder, the encoder's states (B, S, C), and keys and values (B, nh, S, hs) of them for each
     layer. max_len: room in the cache for what is written, 0: nothing is kept."""
 
-    def __init__(self, stack, mask=None, states=None, text=None, max_len=0):
+    def __init__(self, stack, mask, states=None, text=None, max_len=0):
         super().__init__(len(stack.block), max_len)
         self.stack, self.states, self.text = stack, states, text
-        self.mask = None if mask is None else mask.bool()[:, None, None]  # (B, 1, 1, S)
-        self.shape, self.scores = None, None
+        self.mask = mask.bool()[:, None, None]  # (B, 1, 1, S)
+        self.biases = {}  # (T, S): what is below
 
     def repeat(self, k):
         super().repeat(k)
-        self.mask = None if self.mask is None else self.mask.repeat_interleave(k, 0)
+        self.mask = self.mask.repeat_interleave(k, 0)
         self.text = [[part.repeat_interleave(k, 0) for part in kv] for kv in self.text]
 
     def bias(self, T, S):
-        """What is added to the scores of T queries, the last of S tokens: (1 or B, nh, T, S). The
-        same for all layers that see as many tokens."""
-        if self.shape != (T, S):
-            self.shape, self.scores = (T, S), self.stack.bias(T, S)
-            if self.text is None and self.mask is not None:
-                self.scores = self.scores.masked_fill(~self.mask, -math.inf)
-        return self.scores
+        """What is added to the scores of T queries, the last of S tokens: (1 or B, nh, T, S), minus
+        infinity where nothing is seen. The same for all layers that see as many tokens."""
+        if (T, S) not in self.biases:
+            decodes, config = self.text is not None, self.stack.config
+            table = self.stack.block[0].attn.relative_attention_bias
+            places = torch.arange(S, device=table.weight.device)
+            distance = places - places[S - T:, None]
+            classes = bucket(distance, not decodes, config.n_buckets, config.max_distance)
+            bias, hidden = table(classes).permute(2, 0, 1), distance > 0 if decodes else ~self.mask
+            self.biases = {(T, S): bias[None].masked_fill(hidden, -math.inf)}
+        return self.biases[T, S]
 
 
 class Attention(nn.Module):
@@ -164,9 +166,6 @@ class RMSNorm(nn.RMSNorm):
     """x / sqrt(mean(x^2)) * weight. The encoder's last one may be run as if it were a layer."""
     parts = {}
 
-    def __init__(self, config):
-        super().__init__(config.n_embd, eps=1e-6)
-
     def forward(self, x, reading=None, l=0):
         return super().forward(x)
 
@@ -179,11 +178,11 @@ class Block(nn.Module):
         parts = {"SelfAttention": Attention(config, table=first),
                  "EncDecAttention": Attention(config, cross=True) if decoder else None,
                  "DenseReluDense": MLP(config)}
-        self.layer = nn.ModuleList(nn.ModuleDict({name: part, "layer_norm": RMSNorm(config)})
-                                   for name, part in parts.items() if part)
-        self.parts = {"ln_1": "attn", "ln_cross": "cross", "ln_2": "mlp"}  # as in gpt2.py
-        if not decoder:
-            del self.parts["ln_cross"]
+        self.layer = nn.ModuleList(
+            nn.ModuleDict({name: part, "layer_norm": RMSNorm(config.n_embd, eps=1e-6)})
+            for name, part in parts.items() if part)
+        cross = {"ln_cross": "cross"} if decoder else {}
+        self.parts = {"ln_1": "attn", **cross, "ln_2": "mlp"}
 
     # gpt2.py's names, and two for what GPT-2 has not.
     ln_1 = property(lambda self: self.layer[0]["layer_norm"])
@@ -201,23 +200,13 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """The encoder or the decoder: layers, a last norm, and the table of distances."""
+    """The encoder or the decoder: n layers, the first with the table of distances, and a norm."""
 
     def __init__(self, config, decoder, n):
         super().__init__()
-        self.config, self.decoder = config, decoder
+        self.config = config
         self.block = nn.ModuleList(Block(config, decoder, first=i == 0) for i in range(n))
-        self.final_layer_norm = RMSNorm(config)
-
-    def bias(self, T, S):
-        """The table's numbers for the last T of S tokens as queries: (1, nh, T, S). The decoder
-        sees nothing behind a query: there they are minus infinity."""
-        table = self.block[0].attn.relative_attention_bias
-        places = torch.arange(S, device=table.weight.device)
-        distance = places - places[S - T:, None]
-        n, most = self.config.n_buckets, self.config.max_distance
-        scores = table(bucket(distance, not self.decoder, n, most)).permute(2, 0, 1)[None]
-        return scores.masked_fill(distance > 0, -math.inf) if self.decoder else scores
+        self.final_layer_norm = RMSNorm(config.n_embd, eps=1e-6)
 
 
 class T5(nn.Module):
@@ -231,9 +220,7 @@ class T5(nn.Module):
         self.shared = nn.Embedding(config.vocab_size, config.n_embd)
         self.encoder = Stack(config, False, config.n_encoder)
         self.decoder = Stack(config, True, config.n_layer)
-        self.lm_head = None
-        if not config.tied:
-            self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = None if config.tied else nn.Linear(config.n_embd, config.vocab_size, False)
         for name, p in self.named_parameters():  # for training from nothing, as mesh-tensorflow
             if "block" in name and p.dim() == 2:
                 inputs = config.n_embd if "relative" in name else p.shape[1]
@@ -245,6 +232,8 @@ class T5(nn.Module):
     h = property(lambda self: self.decoder.block)
     ln_f = property(lambda self: self.decoder.final_layer_norm)
     reader = property(lambda self: [*self.encoder.block, self.encoder.final_layer_norm])
+    eot = EOS  # ends a text; the decoder begins with another one, PAD
+    start, room = start_t5, GPT2.room
 
     def embed(self, idx, pos=0):
         """Ids (B, T) -> x (B, T, C). Whatever the position: distances are the layers' business."""
@@ -253,27 +242,12 @@ class T5(nn.Module):
     def read(self, idx, mask=None, max_len=0, run=lambda l, layer, *args: layer(*args, l)):
         """The encoder: a text (B, S), mask True for tokens and False for padding -> the Reading
         that every layer of the decoder is given, layer(x, reading, l). run: how a layer runs."""
+        mask = torch.ones_like(idx) if mask is None else mask
         reading, x = Reading(self.encoder, mask), self.embed(idx)
         for l, layer in enumerate(self.reader):
             x = run(l, layer, x, reading)
         text = [layer.cross.project_kv(x) for layer in self.h]  # once, however much is written
         return Reading(self.decoder, mask, x, text, max_len)
-
-    def start(self, idx, state, run):
-        """Rows of text as model.py has them: the encoder reads the conditions, its layers by their
-        places from the end, run(l - n, layer, x, None, state) -> x (R, T', C) of the decoder."""
-        def run_here(l, layer, x, reading):
-            state.cache = reading
-            return run(l - len(self.reader), layer, x, None, state)
-
-        if state.pos:
-            return self.embed(idx)
-        text, mask, idx, state.wanted = split_rows(idx, state.condition_len, state.wanted, PAD, EOS)
-        state.cache = self.read(text, mask, state.cache.max_len if state.cache else 0, run_here)
-        seen = mask[..., None]
-        state.summary = (state.cache.states * seen).sum(1, True) / seen.sum(1, True)  # the mean
-        state.condition_len = None
-        return self.embed(idx)
 
     def head(self, x, norm=None):
         """The last states -> logits (.., V) in float32, with ln_f or another norm."""
@@ -291,94 +265,31 @@ class T5(nn.Module):
     def forward(self, idx, mask, decoder_idx):
         return self.write(decoder_idx, self.read(idx, mask))
 
-    @torch.no_grad()
-    def generate(self, idx, mask=None, max_new_tokens=50):
-        """Reads ids (B, S), writes the likeliest token each time -> ids (B, up to max_new_tokens).
-        A row that has ended with EOS goes on with PAD."""
-        reading = self.read(idx, mask, max_new_tokens)
-        out = idx.new_full((len(idx), 1), PAD)
-        ended = torch.zeros(len(idx), dtype=torch.bool, device=idx.device)
-        while out.shape[1] <= max_new_tokens and not ended.all():
-            token = self.write(out[:, -1:], reading)[:, -1].argmax(-1).masked_fill(ended, PAD)
-            out, ended = torch.cat([out, token[:, None]], 1), ended | (token == EOS)
-        return out[:, 1:]
-
     @cached_property
     def tokenizer(self):
         """The SentencePiece of these weights with T5's sentinels, looked for when asked for."""
         return get_t5_tokenizer(self.folder, self.config.vocab_size)
-
-    @property
-    def eot(self):
-        """The id that ends a text. The decoder begins with another one, PAD."""
-        return EOS
 
     @classmethod
     def from_pretrained(cls, name):
         """Loads "t5-base", a file, or a folder as transformers' save_pretrained writes it; float32,
         eval mode. UserError if a tensor is missing, unknown or of the wrong shape."""
         path = locate(name)
-        told = read_config(path, CONFIG)
-        tensors = rename(read(path), told, path)
-        model = load_into(lambda: cls(infer_config(tensors, told, path)), tensors, path)
-        model.folder = path if os.path.isdir(path) else path.parent
-        return model
+        tensors, told = read_t5(path)
+        return load_into(lambda: cls(T5Config(**sizes_of(tensors, told, path))), tensors, path)
 
 
-# ---------------------------------------------------------------------------- public weights
+# ---------------------------------------------------------------------------- its own command
 
-# Some files hold the embedding again for each stack, and t5-base a table that no code reads: in
-# cross-attention there are no distances.
-COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
-TABLE = "{}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-
-
-def rename(theirs, told, path):
-    """A public file's tensors without copies: of the embedding, and of it as the output matrix."""
-    ours = {key: t for key, t in theirs.items() if key not in (*COPIES, UNUSED)}
-    for key in COPIES:
-        if key in theirs and not torch.equal(ours.setdefault("shared.weight", theirs[key]),
-                                             theirs[key]):
-            raise UserError(f"{path}: {key} differs from shared.weight, but T5 shares the two")
-    if told.get("tie_word_embeddings") is not False and "shared.weight" in ours and torch.equal(
-            ours.get("lm_head.weight", torch.empty(0)), ours["shared.weight"]):
-        del ours["lm_head.weight"]
-    return ours
-
-
-# What config.json may say about things that have no shape.
-CONFIG = {"feed_forward_proj": ("relu", "gated-gelu"), "dense_act_fn": ("relu", "gelu_new"),
-          "layer_norm_epsilon": (1e-6,), "pad_token_id": (PAD,), "eos_token_id": (EOS,),
-          "decoder_start_token_id": (PAD, None), "is_encoder_decoder": (True,),
-          "tie_word_embeddings": (True, False), "scale_decoder_outputs": (True, False, None),
-          "relative_attention_max_distance": (128,)}
-
-
-def infer_config(tensors, told, path):
-    """Sizes from the tensors' shapes: even the heads, a column each in the table of distances."""
-    q, wi = "encoder.block.0.layer.0.SelfAttention.q.weight", "encoder.block.0.layer.1.{}.weight"
-    gated = any(".DenseReluDense.wi_" in key for key in tensors)
-    wi = wi.format("DenseReluDense.wi_0" if gated else "DenseReluDense.wi")
-    for key in ("shared.weight", TABLE.format("encoder"), TABLE.format("decoder"), q, wi):
-        if key not in tensors or tensors[key].dim() != 2 or 0 in tensors[key].shape:
-            raise UserError(f"{path}: no matrix {key}, so this is not a T5 with both of its "
-                            f"stacks; it holds {', '.join(sorted(tensors)[:3])}, ...")
-    (V, C), (n, heads) = tensors["shared.weight"].shape, tensors[TABLE.format("encoder")].shape
-    layers = [layer_count(tensors, f"{side}.block.", path) for side in ("encoder", "decoder")]
-    if len(tensors[q]) % heads or n < 4:
-        raise UserError(f"{path}: queries of {len(tensors[q])} numbers cannot be split into "
-                        f"{heads} heads, or {n} classes of distances are too few")
-    # pitfall: version 5 of transformers writes that all is tied, whatever is in the file, and apart
-    # from it what is scaled; version 4 knows only "tied". Without a config the head itself tells.
-    tied = "lm_head.weight" not in tensors
-    if tied and told.get("tie_word_embeddings") is False:
-        raise UserError(f"{path}: lm_head.weight is missing, and config.json says that the output "
-                        "matrix is not the embedding")
-    scaled = told.get("scale_decoder_outputs")
-    scaled = told.get("tie_word_embeddings", tied or bool(told)) if scaled is None else scaled
-    return T5Config(V, *layers, heads, C, len(tensors[wi]),
-                    len(tensors[q]) // heads, n, gated=gated, tied=tied, scaled=scaled)
+@torch.no_grad()
+def generate(t5, idx, mask=None, max_new_tokens=50):
+    """Reads ids (B, S), writes the likeliest token each time -> ids (B, up to max_new_tokens).
+    A row that has ended with EOS goes on with PAD."""
+    reading, out = t5.read(idx, mask, max_new_tokens), idx.new_full((len(idx), 1), PAD)
+    while out.shape[1] <= max_new_tokens and not (ended := (out == EOS).any(1)).all():
+        token = t5.write(out[:, -1:], reading)[:, -1].argmax(-1).masked_fill(ended, PAD)
+        out = torch.cat([out, token[:, None]], 1)
+    return out[:, 1:]
 
 
 @dataclass
@@ -392,7 +303,7 @@ class Config:
 def main(config):
     t5 = T5.from_pretrained(config.lm)
     idx = torch.tensor([t5.tokenizer.encode(" ".join(config.prompt))])
-    print(t5.tokenizer.decode(t5.generate(idx, max_new_tokens=config.new)[0].tolist()))
+    print(t5.tokenizer.decode(generate(t5, idx, max_new_tokens=config.new)[0].tolist()))
 
 
 if __name__ == "__main__":

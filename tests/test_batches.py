@@ -62,7 +62,7 @@ def test_texts_that_are_too_long_are_left_out_and_counted(capsys):
     entries = [{"image": f"{i}.png", "texts": [(f"{'long ' * n}?", {"yes": 1}) for n in lengths]}
                for i, lengths in enumerate([(90,), (1, 90), (2,), (3, 90)])]
     feats = np.arange(4).reshape(-1, 1, 1)
-    data = Batches(entries, ENC, Config(batch=3, rows=2), 64, feats, n_positions=128)
+    data = Batches(entries, ENC, Config(batch=3, rows=2), 64, feats, room=128)
     assert [len(entry["texts"]) for entry in data.entries] == [1, 1, 1]
     assert capsys.readouterr().err == ("left out: 3 of 6 texts, which are longer than 88 tokens\n")
     assert sorted(images_of(data[0])) == [1, 2, 3]
@@ -70,9 +70,9 @@ def test_texts_that_are_too_long_are_left_out_and_counted(capsys):
              for i, row in zip(data[0][0].images, data[0][0].idx[::2])}
     assert asked == {1: 1, 2: 2, 3: 3}
     with pytest.raises(UserError, match="every text is longer than the 0 tok.*lower --max_tokens 40"):
-        Batches(entries, ENC, Config(), 64, feats, n_positions=30)
+        Batches(entries, ENC, Config(), 64, feats, room=30)
     assert len(Batches(entries, ENC, Config(), 64, feats, answers=["yes"],
-                       n_positions=999).entries) == 4
+                       room=999).entries) == 4
 
 
 # ---------------------------------------------------------------------------- batches

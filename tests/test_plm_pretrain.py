@@ -21,7 +21,7 @@ from weights.kinds import kind_of
 
 KINDS = ("bert", "t5", "llama")
 pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="pre-training needs it")
-questions = test_dvp.questions  # a fixture
+questions, rewrite = test_dvp.questions, test_dvp.rewrite  # fixtures
 
 
 def text(rng):
@@ -101,6 +101,16 @@ def test_dvp_is_searched_trained_and_asked_on_it(questions, folders, kind, tmp_p
     answers = model.answer(images, ["is there a star?", "what colour is the small circle?"])
     alone = model.answer(images[1:], ["what colour is the small circle?"])
     assert [a for a, _ in answers[1]] == [a for a, _ in alone[0]]
+
+
+def test_a_question_that_would_push_berts_sep_out_is_left_out(rewrite, folders, tmp_path, capsys):
+    """One of 127 tokens with [CLS] fits into 128 positions, one of 128 does not."""
+    encode = load_lm(folders["bert"], DVP).tokenizer.encode_ordinary
+    for more, left_out in ((0, False), (1, True)):
+        words = 127 - 1 - len(encode("question: answer:")) + more
+        folder = rewrite({"question": "a " * words}, every=2)
+        fit(folder, tmp_path / f"{more}", "--method", "dvp", "--lm", folders["bert"], "--steps", 1)
+        assert ("longer than 127 tokens" in capsys.readouterr().err) == left_out
 
 
 def test_t5_writes_an_answer_and_bert_is_refused(questions, folders, tmp_path):

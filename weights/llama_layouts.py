@@ -8,6 +8,7 @@ What "rotates" means is in plm/llama.py: a wrong order of the rows of queries an
 error, it gives a model that talks almost sense.
 """
 
+import math
 import os
 import re
 
@@ -47,6 +48,7 @@ TABLES = ("rope.freqs", "rotary_emb.inv_freq")  # in old files; they follow from
 # What config.json may say about things that have no shape.
 KNOWN = {"model_type": ("llama",), "hidden_act": ("silu",), "attention_bias": (False,),
          "mlp_bias": (False,)}
+LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
 def read_llama(path):
@@ -120,3 +122,45 @@ def told_by_meta(path):
             "rope_type": "llama3", "factor": params.get("rope_scaling_factor") or 8,
             "low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 8192}
     return params
+
+
+# ---------------------------------------------------------------------------- what is told
+
+def told_number(told, name, default=None, whole=True, path=""):
+    """A number of the config, or the default. UserError unless it is a sensible one."""
+    value = default if told.get(name) is None else told[name]
+    if type(value) not in (int, float) or not 0 < value < 2**40 or whole and value % 1:
+        raise UserError(f"{path}: {name} is {value!r} in the config, which cannot be")
+    return int(value) if whole else value
+
+
+def told_rope(told, hs, path):
+    """(theta, hs/2 numbers to divide the frequencies by or ()) of the rotary positions."""
+    # Version 5 of transformers writes one table with rope_theta in it, 4 wrote two things.
+    rope = told.get("rope_parameters") or told.get("rope_scaling") or {}
+    rope = rope if isinstance(rope, dict) else {"rope_type": rope}
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind not in ("default", "llama3"):
+        raise UserError(f"{path}: rotary positions scaled by {kind!r}, only 'llama3' is known here")
+    theta = told_number(rope, "rope_theta", told_number(told, "rope_theta", 1e4, False, path),
+                        False, path)
+    divisors = told["rope_divisors"]  # of a GGUF file, which holds them ready
+    if kind == "llama3":
+        numbers = (told_number(rope, name, None, False, path) for name in LLAMA3)
+        divisors = llama3_divisors(theta, hs, *numbers)
+    if len(divisors) not in (0, hs // 2) or not all(d > 0 for d in divisors):
+        raise UserError(f"{path}: rope_freqs must be {hs // 2} positive numbers")
+    return theta, tuple(divisors)
+
+
+def llama3_divisors(theta, hs, factor, low, high, original):
+    """Llama 3.1 reads texts longer than those of its training (original tokens): a wave that fits
+    more than `high` times into them stays, one that fits less than `low` times becomes factor times
+    as long, between the two it is mixed. -> hs/2 numbers to divide the frequencies by. Source:
+    apply_scaling in meta-llama/llama-models."""
+    divisors = []
+    for i in range(0, hs, 2):
+        wave = 2 * math.pi * theta ** (i / hs)  # tokens for a full turn
+        s = min(1, max(0, (original / wave - low) / (high - low or 1e-9)))
+        divisors.append(1 / ((1 - s) / factor + s))
+    return divisors

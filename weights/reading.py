@@ -223,10 +223,28 @@ def join(tensors, names, path):
     return torch.cat([tensors[n] for n in names])
 
 
+def need_matrices(tensors, names, kind, path):
+    """UserError unless there is a matrix of each of these names, whose shapes tell the sizes of a
+    model of this kind."""
+    for name in names:
+        if name not in tensors or tensors[name].dim() != 2:
+            raise UserError(f"{path}: no matrix {name}, so this is not a {kind}; it holds "
+                            f"{', '.join(sorted(tensors)[:3])}, ...")
+
+
+def drop_copy(tensors, copy, original, kind, path):
+    """Takes out what some files hold a second time, under the name copy. UserError if it differs
+    from the original."""
+    t = tensors.pop(copy, None)
+    if t is not None and not torch.equal(t, tensors.setdefault(original, t)):
+        raise UserError(f"{path}: {copy} differs from {original}, but a {kind} shares the two")
+
+
 def load_into(build, tensors, path):
     """The model made by build() with exactly these tensors, in float32 and eval mode. UserError if
     one is missing, unknown, empty or of the wrong shape: nothing is skipped silently. build may
-    rely on sizes from 1 up, but is not called before that is known."""
+    rely on sizes from 1 up, but is not called before that is known. The folder that the file is in
+    becomes model.folder: other files of the model, as its tokenizer's, lie beside it."""
     if strange := [n for n, t in tensors.items() if not t.numel() or t.is_complex()]:
         raise UserError(f"{path}: {strange[0]} has no numbers or complex ones, so this is no model "
                         "known here")
@@ -243,6 +261,7 @@ def load_into(build, tensors, path):
                         " HINT: is it a file of another model, or of another size than its "
                         "config.json says?")
     model.load_state_dict({n: t.float().contiguous() for n, t in tensors.items()}, assign=True)
+    model.folder = path if os.path.isdir(path) else Path(path).parent
     return model.eval()
 
 

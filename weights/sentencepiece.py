@@ -16,7 +16,8 @@ Sources: Kudo and Richardson 2018, "SentencePiece"; Kudo 2018, "Subword Regulari
 google/sentencepiece src/{sentencepiece_model.proto, normalizer.cc, unigram_model.cc, bpe_model.cc},
 s-yata/darts-clone include/darts.h. differs: spaces behind words are refused, and denormalizers
 are not read, as no model here has either. A user's own pieces count what their file says, mostly 0,
-which beats all others; releases of the original differ in this.
+which beats all others; releases of the original differ in this. So of two cuts that are as likely
+("aa a" or "a aa", where aa is such a piece) the last bit of a sum may choose the other there.
 """
 
 import base64

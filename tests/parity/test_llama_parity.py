@@ -19,11 +19,14 @@ from parity.test_tokenizer_parity import PIECES, strings
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from clip_vit import CLIPViT
 from gpt2 import Cache
+from ituning import ITuning
+from model import SeeGPT
 from plm.llama import LLaMA
 from weights import gguf
 from weights.public import FILES, fault, places
-from weights.reading import read
+from weights.reading import fingerprint, read
 from weights.tokenizers import LLAMA3, get_tokenizer
 
 TOLERANCE = 1e-4
@@ -173,6 +176,23 @@ def test_the_real_model_knows_the_capital_of_france(ours):
     written = ours.generate(ids, 1, temperature=0)[0].tolist()
     assert ours.tokenizer.decode(written).endswith("France is Paris")
     assert ours.eot == 0 and ours.tokenizer.n_vocab == ours.config.vocab_size == 49152
+
+
+def test_the_real_model_once_taught_to_see_writes_as_before_without_an_image(ours):
+    """Two large steps of I-Tuning change what it says of an image, and not one bit of its own."""
+    ids = torch.tensor([ours.tokenizer.encode_ordinary("The capital of France is Paris, and")])
+    before, written = fingerprint(ours), ours.generate(ids, 12, temperature=0)
+    torch.manual_seed(0)
+    vit, feats = CLIPViT(32, 8, 24, 1, 2, None), torch.randn(1, 17, 24)
+    model = SeeGPT(vit, ours, ITuning(ITuning.Config(), ours, vit)).train()
+    optimizer = torch.optim.AdamW(model.trained().values(), lr=0.1)
+    for _ in range(2):
+        model(feats, ids[:, :-1], ids[:, 1:])[1].backward()
+        optimizer.step()
+    with torch.no_grad():
+        assert (model(feats, ids)[0] - ours(ids)).abs().max() > 1
+    assert torch.equal(ours.generate(ids, 12, temperature=0), written)
+    assert fingerprint(ours) == before
 
 
 def test_3000_strings_in_the_real_vocabulary(file):
