@@ -15,7 +15,7 @@ RECIPES = {
     "shapes, vanilla": dict(CAPTIONS, lr=2e-3),
     "shapes, vcgpt": dict(CAPTIONS, lr=1e-3, n_fusion=2, heads=4),
     "shapes, prefix": dict(CAPTIONS, lr=1e-3, tokens="all", mapper_layers=2, heads=4),
-    # On top of a captioner (--init_from): from nothing it stays long with what the text alone tells.
+    # On top of a captioner (--init_from): from nothing it long says what the text alone tells.
     "shapes/regions": dict(SHAPES, lr=2e-3, width_ratio=1.0, heads=16, rows=6, epochs=6.0),
     "shapes/vqa": dict(SHAPES, method="dvp", readout="head", lr=2e-3, search_epochs=9.0),
     "shapes/entail": dict(SHAPES, method="dvp", readout="head", lr=2e-3),
