@@ -48,6 +48,6 @@ def show_colours(model, json="", png=""):
         cells = [(Image.new("RGB", (96, 96), colour), f"{word} {score:.2f}")
                  for word, colour, score in found]
         with replacing(png) as f:
-            sheet([("colours found", "a photo in ...", cells)]).save(f, "PNG")
+            sheet([("colours found", "a photo in ...", cells)])[0].save(f, "PNG")
     write_json(json, [{"word": word, "rgb": colour, "log_p": score}
                       for word, colour, score in found])

@@ -26,6 +26,7 @@ PAPER, INK, GREY, LINE = (252, 252, 250), (30, 30, 36), (125, 125, 132), (214, 2
 FRAME = (236, 236, 233)  # around a picture that is not as wide or tall as its place
 MARGIN, GAP = 28, 14  # pixels around the sheet, and between cells
 WIDE = 1500  # pixels a sheet may be wide, unless a single cell is wider
+TALL = 2160  # and tall, unless a single block is taller: two screens
 
 
 # ---------------------------------------------------------------------------- image files
@@ -44,30 +45,24 @@ def read_images(names):
 
 # ---------------------------------------------------------------------------- heat maps
 
-# Dark blue over violet and orange to pale yellow. Each colour is lighter than the one before, so
-# the order survives a black-and-white print and most kinds of colour blindness.
-HEAT = np.array([(22, 20, 48), (66, 18, 104), (125, 30, 109), (183, 55, 84), (229, 92, 48),
-                 (250, 146, 20), (249, 201, 50), (252, 255, 170)], np.float32)
+# What is not looked at stays as it is; then violet over red and orange to yellow, in which one place
+# is brighter than its neighbours on any picture. Red, green, blue, and how much of it is covered.
+HEAT = np.array([(80, 10, 130, 0), (100, 15, 135, 0.16), (150, 20, 120, 0.45), (215, 50, 70, 0.66),
+                 (245, 125, 25, 0.76), (255, 226, 40, 0.84)])
 
 
 def colours(x):
-    """Numbers in 0..1, any shape (...) -> colours (..., 3) in 0..255, interpolated in HEAT."""
+    """Numbers in 0..1, any shape (...) -> (..., 4) interpolated in HEAT."""
     at = np.linspace(0, 1, len(HEAT))
-    return np.stack([np.interp(x, at, HEAT[:, c]) for c in range(3)], -1)
+    return np.stack([np.interp(x, at, HEAT[:, c]) for c in range(4)], -1)
 
 
 def heat(image, grid):
-    """Lays a map over an RGB image: grid (h, w) of numbers from 0 (dark) to 1 (glowing)."""
+    """Lays a map over an RGB image: grid (h, w) of numbers from 0 (as it was) to 1 (yellow)."""
     # Bicubic between the centres of the patches: squares would look like sharp knowledge.
     smooth = Image.fromarray(np.asarray(grid, np.float32)).resize(image.size, Image.BICUBIC)
-    x = np.asarray(smooth).clip(0, 1)[..., None]  # (H, W, 1); bicubic overshoots a little
-    picture = np.asarray(image, np.float32)
-    grey = picture @ np.array((0.299, 0.587, 0.114), np.float32)  # as the eye weighs R, G and B
-    # Darker, because on white snow too the heat must be the brightest; where it is cold, the
-    # picture shows through almost alone.
-    picture = 0.6 * (0.85 * picture + 0.15 * grey[..., None])
-    cover = 0.2 + 0.55 * x
-    mixed = (1 - cover) * picture + cover * colours(x[..., 0])
+    colour = colours(np.asarray(smooth).clip(0, 1))  # (H, W, 4); bicubic overshoots a little
+    mixed = np.asarray(image, np.float32) * (1 - colour[..., 3:]) + colour[..., :3] * colour[..., 3:]
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
@@ -140,20 +135,24 @@ def rows_of_cells(title, note, cells, columns, width):
     return canvas.crop((0, 0, width, y))
 
 
-def colour_bar(little, much, height=12, width=180):
+def colour_bar(little, much, height=14, width=180):
     """What the colours mean: the words for 0, all colours, the words for 1."""
     left, right = (round(font(14).getlength(text)) for text in (little, much))
     canvas = Image.new("RGB", (left + width + right + 2 * GAP, 20), PAPER)
     draw = ImageDraw.Draw(canvas)
-    bar = colours(np.tile(np.linspace(0, 1, width), (height, 1))).round().astype(np.uint8)
-    canvas.paste(Image.fromarray(bar), (left + GAP, 4))
+    # Laid over white and black, as it is over a picture.
+    ground = Image.new("RGB", (width, height), "white")
+    ground.paste((0, 0, 0), (0, height // 2, width, height))
+    canvas.paste(heat(ground, np.linspace(0, 1, width)[None]), (left + GAP, 4))
+    draw.rectangle((left + GAP - 1, 3, left + GAP + width, 4 + height), outline=LINE)
     write(draw, 0, 2, [little], 14, GREY)
     write(draw, left + width + 2 * GAP, 2, [much], 14, GREY)
     return canvas
 
 
 def sheet(blocks, little="", much=""):
-    """All blocks [(title, note, cells)] one under another, and the colour bar at the end.
+    """(picture, number of blocks in it): the blocks [(title, note, cells)] one under another, as
+    many as TALL allows, and the colour bar at the end.
 
     All cells are of one size. little and much are the words at the two ends of the bar; without
     them there is no bar.
@@ -164,8 +163,14 @@ def sheet(blocks, little="", much=""):
     columns = [-(-len(cells) // -(-len(cells) // most)) for _, _, cells in blocks]
     bars = [colour_bar(little, much)] if little or much else []
     width = max(max(columns) * w - GAP, *(bar.width for bar in bars), 560)
-    parts = [rows_of_cells(*block, n, width) for block, n in zip(blocks, columns)]
-    return stack(parts + bars, width)
+    parts, height = [], 2 * MARGIN + sum(GAP + bar.height for bar in bars)
+    for block, n in zip(blocks, columns):
+        part = rows_of_cells(*block, n, width)
+        height += part.height + GAP
+        if parts and height > TALL:
+            break
+        parts.append(part)
+    return stack(parts + bars, width), len(parts)
 
 
 def stack(parts, width):
@@ -208,8 +213,8 @@ def box_cells(image, found, painted, most=11):
 
 # ---------------------------------------------------------------------------- captions, a card each
 
-CARD, TALL = 464, 300  # pixels: width of a card, and height of the place for its picture
-REFERENCES = 5  # of an image that are shown
+CARD, PLACE = 350, 190  # pixels: width of a card, and height of the place for its picture
+REFERENCES = 3  # of an image that are shown
 
 
 def shortened(lines, most):
@@ -227,19 +232,19 @@ def card(image, score, name, caption, references):
         texts.append((shortened(wrap(f"- {reference}", CARD, 15), 3), 15, GREY, 2))
     if len(references) > REFERENCES:
         texts.append(([f"and {len(references) - REFERENCES} more"], 15, GREY, 0))
-    height = TALL + 40 + sum(round(1.35 * size) * len(lines) + gap for lines, size, _, gap in texts)
+    height = PLACE + 40 + sum(round(1.35 * size) * len(lines) + gap for lines, size, _, gap in texts)
     canvas = Image.new("RGB", (CARD, height), PAPER)
     draw = ImageDraw.Draw(canvas)
-    canvas.paste(fit(image, CARD, TALL), (0, 0))
-    draw.rectangle((0, 0, CARD - 1, TALL - 1), outline=LINE)
-    draw.text((0, TALL + 10), score, INK, font(16))
+    canvas.paste(fit(image, CARD, PLACE), (0, 0))
+    draw.rectangle((0, 0, CARD - 1, PLACE - 1), outline=LINE)
+    draw.text((0, PLACE + 10), score, INK, font(16))
     room = CARD - font(16).getlength(score) - 2 * GAP
     label, cut = name, 0
     while font(16).getlength(label) > room:  # the end of a file's name says more than its beginning
         cut += 1
         label = "..." + name[cut:]
-    draw.text((CARD, TALL + 10), label, GREY, font(16), "ra")
-    y = TALL + 40
+    draw.text((CARD, PLACE + 10), label, GREY, font(16), "ra")
+    y = PLACE + 40
     for lines, size, colour, gap in texts:
         y = write(draw, 0, y, lines, size, colour) + gap
     return canvas
@@ -258,7 +263,7 @@ def numbers(scores, width, cell=164):
     return canvas
 
 
-def captioned(title, scores, sections, columns=3):
+def captioned(title, scores, sections, columns=4):
     """A contact sheet: title, scores [(name, number, interval)], then the sections {heading:
     [(image, score, name, caption, references), ...]} with their cards in rows. All but images and
     references are texts."""
@@ -332,7 +337,7 @@ def curve(log, path):
 def plot_policy(history, path, numbers):
     """Draws how a search's policy {step: [probability of each layer]} moved, into a PNG."""
     layers = len(next(iter(history.values())))
-    shades = colours(np.linspace(0, 0.85, layers)) / 255
+    shades = colours(np.linspace(0, 0.85, layers))[:, :3] / 255
     lines = [(f"layer {l}", {step: policy[l] for step, policy in history.items()},
               {"color": shade, "lw": 1.8}) for l, shade in enumerate(shades)]
     return plot(lines, path, "step of the search", "policy", numbers)
