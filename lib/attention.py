@@ -130,7 +130,7 @@ def as_json(look):
     if look is None:
         return None
     most = max(float(look.maps.max()), 1e-9) if look.words else 1
-    # Square roots: a head that looks everywhere has small numbers, beside one that looks at a point.
+    # Square roots: beside a head that looks at a point, one that looks everywhere is faint.
     maps = ((look.maps / most).sqrt() * 255).round().to(torch.uint8)
     return {"words": look.words, "layers": look.layers, "heads": maps.shape[1],
             "grid": maps.shape[-1], "maps": base64.b64encode(maps.numpy().tobytes()).decode()}

@@ -45,8 +45,8 @@ def read_images(names):
 
 # ---------------------------------------------------------------------------- heat maps
 
-# What is not looked at stays as it is; then violet over red and orange to yellow, in which one place
-# is brighter than its neighbours on any picture. Red, green, blue, and how much of it is covered.
+# What is not looked at stays as it is; then violet over red and orange to yellow: rings around a
+# place, which show on a picture of any colour. Red, green, blue, and how much of it is covered.
 HEAT = np.array([(80, 10, 130, 0), (100, 15, 135, 0.16), (150, 20, 120, 0.45), (215, 50, 70, 0.66),
                  (245, 125, 25, 0.76), (255, 226, 40, 0.84)])
 
@@ -62,7 +62,8 @@ def heat(image, grid):
     # Bicubic between the centres of the patches: squares would look like sharp knowledge.
     smooth = Image.fromarray(np.asarray(grid, np.float32)).resize(image.size, Image.BICUBIC)
     colour = colours(np.asarray(smooth).clip(0, 1))  # (H, W, 4); bicubic overshoots a little
-    mixed = np.asarray(image, np.float32) * (1 - colour[..., 3:]) + colour[..., :3] * colour[..., 3:]
+    cover = colour[..., 3:]
+    mixed = np.asarray(image, np.float32) * (1 - cover) + colour[..., :3] * cover
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
@@ -232,7 +233,8 @@ def card(image, score, name, caption, references):
         texts.append((shortened(wrap(f"- {reference}", CARD, 15), 3), 15, GREY, 2))
     if len(references) > REFERENCES:
         texts.append(([f"and {len(references) - REFERENCES} more"], 15, GREY, 0))
-    height = PLACE + 40 + sum(round(1.35 * size) * len(lines) + gap for lines, size, _, gap in texts)
+    height = PLACE + 40 + sum(round(1.35 * size) * len(lines) + gap
+                              for lines, size, _, gap in texts)
     canvas = Image.new("RGB", (CARD, height), PAPER)
     draw = ImageDraw.Draw(canvas)
     canvas.paste(fit(image, CARD, PLACE), (0, 0))

@@ -21,7 +21,7 @@ from play.server import Server
 
 @dataclass
 class Config:
-    ckpt: list = opt([], "runs' folders or checkpoint files; empty: the newest of each kind in out/")
+    ckpt: list = opt([], "runs' folders or checkpoint files; empty: the newest in out/")
     port: int = opt(8000, "of the address; 0: any that is free", at_most=65535)
     device: str = opt("auto", "auto, cpu, cuda, mps")
 

@@ -67,7 +67,7 @@ class Models:
         """What can be done with what, or how to make it possible."""
         for ability, command in COMMANDS.items():
             path = self.runs.get(ability)
-            yield f"{ability:8} {path}" if path else f"{ability:8} no model yet; {command} makes one"
+            yield f"{ability:8} {path or f'no model yet; {command} makes one'}"
 
     def model(self, ability):
         """UserError if there is none."""

@@ -56,7 +56,8 @@ class Server(ThreadingHTTPServer):
         """differs: HTTPServer asks the network for this machine's name, which can take seconds."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, self.allow_reuse_address)
         self.socket.bind(self.server_address)
-        self.server_name, self.server_port = self.socket.getsockname()
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = self.server_address
 
     def page(self):
         """The page as it is sent, with what there is no model for yet."""
