@@ -18,7 +18,7 @@ from PIL import Image
 from clip_vit import Transformer
 from data.batches import Batch, answer_accuracy, count_targets, encode_answer
 from ituning import CrossAttention, pick_heads, plain_layer_norm
-from lib import pictures
+from lib import curves
 from lib.cli import UserError, opt, time_left
 from lib.devices import to_device
 from lib.files import write_json
@@ -327,7 +327,7 @@ def search_layer(method_config, run):
     layer = int(bandit.alpha.argmax())  # the lowest of several that tie
     write_json(run.out / "search.json", {"layer": layer, "policy": bandit.policy().tolist(),
                                          "steps": steps, "history": history})
-    pictures.plot_policy(history, run.out / "search.png", run.out / "search.json")
+    curves.draw_policy(history, run.out / "search.png")
     print(f"search: layer {layer}")
     return layer
 

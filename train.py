@@ -33,7 +33,7 @@ from data.recipes import PRESETS, RECIPES
 from data.shapes import prepare
 from data.shapes.exact import report_exact
 from data.tasks import find_dataset
-from lib import cli, pictures
+from lib import cli, curves
 from lib.devices import Processes, autocast, peak_memory, pick_dtype, to_device
 from lib.files import repo_path
 from lib.optim import check_reached, make_optimizer, schedule
@@ -231,7 +231,7 @@ def train(model, run):
 def finish(model, run, log, steps):
     """The best checkpoint's exact scenes, if asked for, the curve, and what to do next."""
     memory = log.write(steps, peak_memory=peak_memory(run.device))["peak_memory"]
-    pictures.curve(run.out / "log.jsonl", run.out / "loss.png")
+    curves.draw_losses(run.out / "log.jsonl", run.out / "loss.png")
     model.restore(read(checkpoint_file(run.out)), run.out)  # the best one
     if run.config.score:
         with run.autocast:

@@ -45,7 +45,7 @@ def show_colours(model, json="", png=""):
     for word, colour, score in found:
         print(f"{word:8} {str(colour):16} log p {score:.2f}")
     if png:
-        cells = [(Image.new("RGB", (96, 96), colour), f"{word} {score:.2f}")
+        cells = [(Image.new("RGB", (128, 96), colour), f"{word} {score:.2f}")
                  for word, colour, score in found]
         with replacing(png) as f:
             sheet([("colours found", "a photo in ...", cells)])[0].save(f, "PNG")

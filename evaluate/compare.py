@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from evaluate.tables import markdown
-from lib import pictures
+from lib import curves
 from lib.files import check_writable, replacing, write_json
 from model import SeeGPT, TextState
 from weights.checkpoints import read_run_info
@@ -79,7 +79,7 @@ def command(*words):
 def logged(folder, name):
     """The numbers of one entry of a run's log.jsonl in the order of its steps."""
     log = folder / "log.jsonl"
-    found = pictures.series(log, name) if log.exists() else {}
+    found = curves.series(log, name) if log.exists() else {}
     return [found[step] for step in sorted(found)]
 
 
@@ -214,11 +214,10 @@ def main(config):
     if config.table == "questions":
         layers = ", ".join(map(str, searched(out, config.seeds)))
         print(f"KAB-APP chose layer {layers}, with seeds 1 to {config.seeds}.")
-    lines = [(title, pictures.series(folders[name][0] / "log.jsonl", "val_loss"),
-              {"color": colour, "marker": "o", "ms": 3})
+    lines = [curves.Line(title, curves.series(folders[name][0] / "log.jsonl", "val_loss"),
+                         colour, 2, dots=True)
              for (name, (title, _)), colour in zip(rows.items(), COLOURS)]
-    pictures.plot(lines, path.with_suffix(".png"), "step", "validation loss, nats",
-                  path.with_suffix(".json"))
+    curves.plot(lines, path.with_suffix(".png"), "step", "validation loss, nats")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The few pictures made here: heat maps, sheets of labelled cells, sheets of captions, curves.
+"""The few pictures made here: heat maps, sheets of labelled cells, sheets of captions.
 
   title, wrapped at the sheet's width
   note, small and grey
@@ -8,19 +8,16 @@
      label       label       label
   less [colour bar] more
 
-Pillow does all of it but the curves, which need matplotlib.
+Pillow does all of it; curves are in curves.py.
 """
 
 import functools
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from lib.cli import UserError, note, printable
-from lib.files import replacing
+from lib.cli import UserError, note
 from lib.images import open_image
-from lib.runs import read_log
 
 PAPER, INK, GREY, LINE = (252, 252, 250), (30, 30, 36), (125, 125, 132), (214, 214, 212)
 FRAME = (236, 236, 233)  # around a picture that is not as wide or tall as its place
@@ -84,15 +81,40 @@ def from_pixels(x, mean, std):
 
 # ---------------------------------------------------------------------------- sheets
 
+# Of other systems' fonts, those with most of the world's letters.
+FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arialuni.ttf", "msyh.ttc",
+         "NotoSansCJK-Regular.ttc", "wqy-zenhei.ttc", "PingFang.ttc", "arial.ttf")
+
+
 @functools.cache
-def font(size):
-    """Pillow's built-in font. A character that it lacks comes out as an empty box."""
-    return ImageFont.load_default(size)
+def font(size, name=None):
+    """A font of this machine, or Pillow's own; None if there is none of that name."""
+    try:
+        return ImageFont.truetype(name, size) if name else ImageFont.load_default(size)
+    except OSError:
+        return None
+
+
+@functools.cache
+def lacks(name, c):
+    """Whether a font has no picture of a character but the box that stands for all of them."""
+    box, found = (font(20, name).getmask(c) for c in ("\uffff", c))
+    return (box.size, bytes(box)) == (found.size, bytes(found))
+
+
+def font_for(text, size):
+    """Pillow's own font, or if it lacks a character of the text, the one that lacks fewest; what
+    none of them has is a box."""
+    odd = [c for c in dict.fromkeys(text) if not c.isascii() and c.isprintable()]
+    missing = lambda name: sum(lacks(name, c) for c in odd)
+    there = [name for name in (None, *FONTS) if odd and font(20, name)]
+    return font(size, min(there, key=missing) if there else None)
 
 
 def wrap(text, width, size):
     """Cuts a text into lines of at most width pixels, at spaces; only too long a word is broken."""
-    fits = lambda line: font(size).getlength(line) <= width
+    letters = font_for(text, size)
+    fits = lambda line: letters.getlength(line) <= width
     lines = [""]
     for word in text.split():
         if fits(f"{lines[-1]} {word}".strip()):
@@ -109,7 +131,7 @@ def wrap(text, width, size):
 def write(draw, x, y, lines, size, fill, anchor="la"):
     """Draws lines of text from y downwards and returns the y below them."""
     for line in lines:
-        draw.text((x, y), line, fill, font(size), anchor)
+        draw.text((x, y), line, fill, font_for(line, size), anchor)
         y += round(1.35 * size)
     return y
 
@@ -293,53 +315,3 @@ def heading(text, size, width, below, line=False):
         draw.line((0, 0, width, 0), LINE, 2)
     write(draw, 0, 12 * line, lines, size, INK)
     return canvas
-
-
-# ---------------------------------------------------------------------------- curves
-
-def plot(lines, path, xlabel, ylabel, numbers):
-    """Draws lines [(label, {x: y}, matplotlib's style)] into a PNG. Without matplotlib: False, and
-    a line that says where the numbers are."""
-    try:
-        from matplotlib.figure import Figure  # not pyplot, which may ask for a window
-    except ImportError:
-        print("no curves: matplotlib is missing (pip install matplotlib); numbers are in "
-              f"{printable(numbers)}")
-        return False
-    figure = Figure(figsize=(7, 4.2), dpi=130, layout="constrained")
-    axes = figure.subplots()
-    for label, points, style in lines:
-        if points:
-            axes.plot(*zip(*sorted(points.items())), label=label, **style)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e6e6e4")
-    if axes.lines:
-        axes.legend(frameon=False)
-    with replacing(path) as f:
-        figure.savefig(f, format="png")
-    return True
-
-
-def series(log, name):
-    """{step: number} of one entry of a run's log.jsonl; of a step done again, the last."""
-    return {line["step"]: line[name] for line in read_log(Path(log)) if name in line}
-
-
-def curve(log, path):
-    """Draws the losses of a run, read from its log.jsonl, into a PNG; False without matplotlib."""
-    style = {"marker": "o", "ms": 4}
-    lines = [("training", series(log, "loss"), {"color": "#9db4d0", "lw": 1.2}),
-             ("validation", series(log, "val_loss"), {"color": "#1f4e8c", "lw": 2.2, **style}),
-             ("validation, with other images", series(log, "blind_loss"),
-              {"color": "#d1652a", "lw": 1.8, "ls": "--", **style})]
-    return plot(lines, path, "step", "loss, nats per token", log)
-
-
-def plot_policy(history, path, numbers):
-    """Draws how a search's policy {step: [probability of each layer]} moved, into a PNG."""
-    layers = len(next(iter(history.values())))
-    shades = colours(np.linspace(0, 0.85, layers))[:, :3] / 255
-    lines = [(f"layer {l}", {step: policy[l] for step, policy in history.items()},
-              {"color": shade, "lw": 1.8}) for l, shade in enumerate(shades)]
-    return plot(lines, path, "step of the search", "policy", numbers)
