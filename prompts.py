@@ -321,9 +321,9 @@ def search_layer(method_config, run):
         step += 1
         if step % config.log_every == 0 or step == steps:
             history[step] = bandit.policy().tolist()
-            run.processes.say(f"search {step}/{steps}  loss {loss / count:.4f}  policy "
+            run.processes.say(f"search {step:,}/{steps:,}  loss {loss / count:.4f}  policy "
                               + " ".join(f"{p:.3f}" for p in history[step])
-                              + f"  {left(step)} left")
+                              + f"  {left(step)} left", renew=True)
     layer = int(bandit.alpha.argmax())  # the lowest of several that tie
     write_json(run.out / "search.json", {"layer": layer, "policy": bandit.policy().tolist(),
                                          "steps": steps, "history": history})

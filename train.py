@@ -204,7 +204,7 @@ def train(model, run):
         with log.paused():
             if due:
                 line = log.write(step, **validate(model, data["val"], run))
-                show_validation(model, data["val"], run, f"step {step}/{steps}", line)
+                show_validation(model, data["val"], run, f"step {step:,}/{steps:,}", line)
                 if line["val_loss"] < best:
                     best = line["val_loss"]
                     model.save(run.out / "best.safetensors", step=step, val_loss=best)
@@ -221,9 +221,9 @@ def train(model, run):
         if (step + 1) % config.log_every == 0 or step + 1 == steps:
             line = log.write_counted(step + 1, lr=optimizer.param_groups[0]["lr"],
                                      grad_norm=norm.item())
-            say(f"step {step + 1}/{steps}  loss {line['loss']:.4f}  lr {line['lr']:.2e}  "
-                f"{line['images_per_s']:.3g} images/s  {line['captions_per_s']:.3g} captions/s  "
-                f"{left(step + 1)} left")
+            say(f"step {step + 1:,}/{steps:,}  loss {line['loss']:.4f}  {left(step + 1)} left  "
+                f"{cli.rate(line['captions_per_s'])} captions/s  "
+                f"{cli.rate(line['images_per_s'])} images/s  lr {line['lr']:.2e}", renew=True)
     if processes.main:
         finish(model, run, log, steps)
 

@@ -102,8 +102,8 @@ def read_accuracies(path, settings):
 
 
 def draw_curve(rows, path, chance):
-    """Accuracy over shots, {row: {K: (mean, standard deviation)}}, with bands of one deviation; what
-    was not tuned is a level. Of CPT's scores the prior's alone."""
+    """Accuracy over shots, {row: {K: (mean, standard deviation)}}, with bands of one deviation;
+    what was not tuned is a level. Of CPT's scores the prior's alone."""
     few = {name: {int(K): (float(mean), float(std)) for K, (mean, std) in row.items() if K != "all"}
            for name, row in rows.items() if "none" not in name}
     zero = few.pop(ZERO, {})

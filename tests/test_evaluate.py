@@ -29,7 +29,7 @@ from evaluate import __main__ as evaluate
 from evaluate import official, results
 from evaluate.metrics import bleu, bleu_counts, cider_d, rouge_l
 from evaluate.ptb_tokenizer import tokenize
-from evaluate.tables import bootstrap, markdown, shown
+from evaluate.tables import bootstrap, markdown, shown, table
 from gpt2 import GPT2
 from ituning import ITuning
 from lib import pictures
@@ -261,7 +261,7 @@ def trained(tmp_path_factory):
 
 def command(*argv):
     """What `python -m evaluate ...` does, in this process; returns what it prints."""
-    argv = ["--device", "cpu", *map(str, argv)]
+    argv = ["--device", "cpu", "--all", *map(str, argv)]
     with contextlib.redirect_stdout(io.StringIO()) as out:
         evaluate.main(*parse(evaluate.Config, argv=argv))
     return out.getvalue()
@@ -439,6 +439,17 @@ def test_a_missing_image_is_found_before_any_caption_and_a_broken_one_is_named(
     monkeypatch.setattr(evaluate, "texts_of", None)
     with pytest.raises(UserError, match="2.png: no such image"):
         command("--ckpt", trained, "--dataset", tmp_path)
+
+
+def test_a_table_is_as_wide_as_a_terminal_and_names_what_it_leaves_out():
+    metrics = [f"BLEU-{n}" for n in (1, 2, 3, 4)] + ["ROUGE-L", "CIDEr-D", "exact", "exact, novel"]
+    rows = {"out/run": {name: (50.0, 40.0, 60.0) for name in metrics}}
+    text, more = table(rows, 1000).split("\n\n")
+    assert max(map(len, text.splitlines())) <= 100
+    kept = [cell.strip() for cell in text.splitlines()[0].split("|")[3:-1]]
+    assert kept == ["BLEU-4", "CIDEr-D", "exact"]
+    assert more == "More with --all: ROUGE-L, BLEU-1, BLEU-2, BLEU-3, exact, novel."
+    assert all(name in table(rows, 1000, every=True) for name in metrics)
 
 
 @pytest.mark.parametrize("more, words", [
