@@ -58,7 +58,7 @@ WIDE = 100  # columns of a terminal
 
 def table(rows, n, unit="images", every=False):
     """Markdown of {row: {metric: (score, low, high)}}, each of n images or questions (unit); of the
-    metrics as many as fit into WIDE, and a line that names the others, unless every is asked for."""
+    metrics as many as fit into WIDE and a line that names the others, or every one."""
     metrics = list(dict.fromkeys(name for scores in rows.values() for name in scores))
     rank = lambda name: FIRST.index(name) if name in FIRST else len(FIRST)
     hidden = []

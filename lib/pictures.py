@@ -44,7 +44,7 @@ def read_images(names):
 
 # What is not looked at stays as it is; then violet over red and orange to yellow: rings around a
 # place, which show on a picture of any colour. Red, green, blue, and how much of it is covered.
-HEAT = np.array([(80, 10, 130, 0), (100, 15, 135, 0.16), (150, 20, 120, 0.45), (215, 50, 70, 0.66),
+HEAT = np.array([(80, 10, 130, 0), (100, 15, 135, 0.08), (150, 20, 120, 0.42), (215, 50, 70, 0.66),
                  (245, 125, 25, 0.76), (255, 226, 40, 0.84)])
 
 
