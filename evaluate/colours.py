@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 
 from data.features import whole_image_features
+from lib.cli import note
 from lib.files import replacing, write_json
 from lib.pictures import sheet
 from prompts import fill_in
@@ -49,5 +50,6 @@ def show_colours(model, json="", png=""):
                  for word, colour, score in found]
         with replacing(png) as f:
             sheet([("colours found", "a photo in ...", cells)])[0].save(f, "PNG")
+        note(f"{png} is drawn")
     write_json(json, [{"word": word, "rgb": colour, "log_p": score}
                       for word, colour, score in found])
