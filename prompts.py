@@ -18,7 +18,7 @@ from PIL import Image
 from clip_vit import Transformer
 from data.batches import Batch, answer_accuracy, count_targets, encode_answer
 from ituning import CrossAttention, pick_heads, plain_layer_norm
-from lib import pictures
+from lib import curves
 from lib.cli import UserError, opt, time_left
 from lib.devices import to_device
 from lib.files import write_json
@@ -321,13 +321,13 @@ def search_layer(method_config, run):
         step += 1
         if step % config.log_every == 0 or step == steps:
             history[step] = bandit.policy().tolist()
-            run.processes.say(f"search {step}/{steps}  loss {loss / count:.4f}  policy "
+            run.processes.say(f"search {step:,}/{steps:,}  loss {loss / count:.4f}  policy "
                               + " ".join(f"{p:.3f}" for p in history[step])
-                              + f"  {left(step)} left")
+                              + f"  {left(step)} left", renew=True)
     layer = int(bandit.alpha.argmax())  # the lowest of several that tie
     write_json(run.out / "search.json", {"layer": layer, "policy": bandit.policy().tolist(),
                                          "steps": steps, "history": history})
-    pictures.plot_policy(history, run.out / "search.png", run.out / "search.json")
+    curves.draw_policy(history, run.out / "search.png")
     print(f"search: layer {layer}")
     return layer
 

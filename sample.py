@@ -4,24 +4,18 @@
     python sample.py --ckpt out/NAME photo.jpg --beam 5     a certain run, or a checkpoint file
     python sample.py photo.jpg --json captions.json         also as [{"image": ..., "caption": ...}]
     python sample.py photo.jpg --attn attn.png              also the sheet below
+    python sample.py folder/ --html look.html               the same as a page: hover over a word
     python sample.py --ckpt out/dvp photo.jpg --question "what colour is the circle?"
     python sample.py photo.jpg --ground "the small circle" --boxes boxes.json --attn winner.png
 
   a small red circle left of a large blue square
   +---------+  +---------+  +---------+  +---------+  +---------+
-  | o       |  |.........|  |.::......|  |.##......|  |.@@......|    bright: looked at
-  |     []  |  |....::...|  |.::......|  |.##......|  |.@@......|    most, when about to
-  +---------+  +---------+  +---------+  +---------+  +---------+    write the word
+  | o       |  | o       |  |::o      |  |##o      |  |@@o      |    coloured: looked at
+  |     []  |  |     []: |  |     []  |  |     []  |  |     []  |    when about to write
+  +---------+  +---------+  +---------+  +---------+  +---------+    the word
                     a          small         red        circle
 
-The text so far decides where to look, so a word's map belongs to the position in front of it:
-
-  text read     <|endoftext|>      a       small      red
-  looks at          map 0        map 1     map 2     map 3
-  and writes          a          small      red      circle
-
-differs: Xu et al. 2015 ("Show, Attend and Tell") have one attention; here a map is the mean of all
-heads of all layers, which differ.
+How attention is recorded and drawn stands in lib/attention.py.
 
 This was the last of the seven files; evaluate/ tells how good all this is.
 """
@@ -37,15 +31,14 @@ from data.batches import text_ids
 from data.boxes import boxes_of, load_boxes
 from data.features import whole_image_features
 from data.tasks import condition
-from lib import pictures
+from lib import attention, pictures
 from lib.devices import autocast, pick_device
 from lib.files import check_writable, find_images, progress, replacing, write_json
 from lib.settings import pick_checkpoint
 from model import SeeGPT
 from prompts import PAINTS, cloze, fill_in, paint
-from weights.tokenizers import join_words
 
-SHEET = 20  # pictures on one sheet of --attn, at most
+SHEET, PAGE = 20, 200  # pictures on one sheet of --attn, and on one page of --html, at most
 
 
 @dataclass
@@ -66,7 +59,8 @@ class Config:
     boxes: str = opt("", "JSON file for --ground: [[x, y, w, h], ...] in pixels, or {image: such a "
                          "list}; empty: sliding windows")
     json: str = opt("", "write the results to this file, too")
-    attn: str = opt("", f"PNG file for where it looked; the first {SHEET} pictures only")
+    attn: str = opt("", f"PNG file for where it looked; at most the first {SHEET} pictures")
+    html: str = opt("", f"page for the same, one file that works offline; at most {PAGE} pictures")
     device: str = opt("auto", "auto, cpu, cuda, mps")
     dtype: str = opt("float32", "of matrix products and frozen weights",
                      choices=("float32", "bfloat16", "float16"))
@@ -75,84 +69,34 @@ class Config:
     batch: int = opt(16, "pictures at a time", at_least=1)
 
 
-# ---------------------------------------------------------------------------- attention
-
-@torch.no_grad()
-def record_attention(model, feats, ids, condition_len):
-    """What the method attends to while it reads ids (list) of one image, feats (1, N, D), of which
-    the first condition_len are given: [attention (nh, T, N)], one a layer, in their order."""
-    model.method.record_attention = []
-    try:
-        lengths = model.condition_lengths(torch.tensor([condition_len], device=feats.device))
-        model(feats, torch.tensor([ids], device=feats.device), condition_len=lengths)
-        return [att[0].float().cpu() for _, att in model.method.record_attention]
-    finally:
-        model.method.record_attention = None
-
-
-def as_grid(att):
-    """Attention (..., N) -> maps (..., grid, grid), without the class token, which is nowhere."""
-    side = round((att.shape[-1] - 1) ** 0.5)
-    return att[..., 1:].unflatten(-1, (side, side))
-
-
-def attention_maps(model, feats, start, ids):
-    """Where the method looked before it wrote each of ids: maps (len(ids), grid, grid), sum <= 1.
-
-    feats (1, N, D) of one image, start the ids in front. UserError if the method never attends.
-    """
-    T = len(start) + len(ids)
-    layers = record_attention(model, feats, start + ids, len(start))
-    if not layers or any(att.shape[1] < T for att in layers):  # DVP looks once, before all words
-        raise UserError("--attn: this method does not attend to the image word by word, there is "
-                        "nothing to show; ituning, vanilla and vcgpt do")
-    # Mean over heads, then over layers. A method's own prompt tokens stand in front of the text.
-    att = torch.stack([att.mean(0)[-T:] for att in layers]).mean(0)  # (T, N)
-    # pitfall: what is looked at to write token t is in row t - 1; row t is for the next one.
-    return as_grid(att[len(start) - 1:T - 1])
-
-
-def caption_cells(model, x, feats, prompt, ids):
-    """The picture, then a heat map for every word of a caption: [(image, label)]."""
-    start = text_ids(model.lm.tokenizer, prompt)
-    maps, image = attention_maps(model, feats, start, ids), pictures.from_pixels(x, MEAN, STD)
-    found = [(word, maps[places].mean(0)) for word, places in join_words(model.lm.tokenizer, ids)]
-    # One scale for all words: with its own, an "a" that hardly looks anywhere would glow, too.
-    most = max([float(m.max()) for _, m in found] + [1e-9])
-    return [(image, ""), *((pictures.glow(image, m / most), word) for word, m in found)]
-
-
-def answer_cells(model, x, feats, prompt, ids=None):
-    """The picture, then where DVP's one prompt token looked: all heads, and each. No ids follow."""
-    ids = text_ids(model.lm.tokenizer, prompt)
-    layers = record_attention(model, feats, ids, len(ids))
-    if not layers:
-        raise UserError("--attn: this model has no single prompt that looks at the image, so there "
-                        "is nothing to show")
-    heads = as_grid(layers[0][:, 0])  # (nh, grid, grid), of the one layer K
-    image, maps = pictures.from_pixels(x, MEAN, STD), {"all heads": heads.mean(0)}
-    maps |= {f"head {i}": m for i, m in enumerate(heads) if len(heads) <= 6}
-    glow = lambda m: pictures.glow(image, m / max(float(m.max()), 1e-9))
-    return [(image, ""), *((glow(m), label) for label, m in maps.items())]
-
-
 # ---------------------------------------------------------------------------- what to say
 
+def find_look(model, feats, prompt, word, ids):
+    """Where it looked for the answer that it chose, a word, or for the text of ids behind a prompt.
+    UserError if the method never attends."""
+    start = text_ids(model.lm.tokenizer, prompt)
+    look = (attention.look_of_prompt(model, feats, start, word) if model.method.answers else
+            attention.look_of_words(model, feats, start, ids))
+    if look is None:
+        raise UserError("--attn, --html: this method does not attend to the image word by word, "
+                        "there is nothing to show; ituning, vanilla and vcgpt do")
+    return look
+
+
 def describe(model, files, config):
-    """Yields (line to print, result, block of the sheet or None) for captions and answers."""
+    """Yields (line to print, result, (title, file, picture, Look) or None) of captions, answers."""
     task, chooses = model.run_info.get("task", "captions"), bool(model.method.answers)
     prompt = condition({task: config.question}) if config.question else config.prompt
-    device = model.lm.wte.weight.device
-    cells = answer_cells if chooses else caption_cells
-    if config.attn:  # a method that does not attend is refused now, not after the work
-        x = torch.zeros(3, model.vit.image_size, model.vit.image_size)
-        cells(model, x, model.image_features(x[None].to(device)), prompt, [0])
+    device, size = model.lm.wte.weight.device, model.vit.image_size
+    if config.attn or config.html:  # what cannot be shown is refused now, not after the work
+        find_look(model, model.image_features(torch.zeros(1, 3, size, size).to(device)), prompt, "",
+                  [0])
     # A line that renews itself, only where stdout is not the terminal.
     loud, shown = sys.stderr.isatty() and not sys.stdout.isatty(), 0
     show = progress("pictures", len(files)) if loud else lambda done: None
     for i in range(0, len(files), config.batch):
         names, images = pictures.read_images(files[i:i + config.batch])
-        pixels = [preprocess(image, model.vit.image_size) for image in images]
+        pixels = [preprocess(image, size) for image in images]
         if not names:
             continue
         feats = model.image_features(torch.stack(pixels).to(device))
@@ -162,7 +106,7 @@ def describe(model, files, config):
             found = model.generate(feats, prompt, 1 if config.question else config.beam,
                                    config.max_new_tokens, config.length_penalty,
                                    config.temperature, config.top_k, config.top_p, with_ids=True)
-        for name, x, f, one in zip(names, pixels, feats.split(1), found):
+        for name, image, x, f, one in zip(names, images, pixels, feats.split(1), found):
             if config.question:
                 answers = one if chooses else [(one[0], None)]
                 text = ", ".join(a if p is None else f"{a} ({100 * p:.1f} %)" for a, p in answers)
@@ -170,11 +114,14 @@ def describe(model, files, config):
             else:
                 text = title = " ".join(one[0].split())
                 result = {"caption": one[0]}
-            block, shown = None, shown + 1
-            if config.attn and shown <= SHEET:
-                heading = f"{title} {text}" if config.question else title
-                block = heading, name, cells(model, x, f, prompt, one[-1])
-            yield f"{name}: {text}", {"image": name, **result}, block
+            looked, shown = None, shown + 1
+            if shown <= (PAGE if config.html else SHEET if config.attn else 0):
+                look = find_look(model, f, prompt, one[0][0] if chooses else one[0], one[-1])
+                cut = f", {image.width} x {image.height}: the square in the middle is what it sees"
+                looked = (f"{title} {text}" if config.question else title,
+                          name + cut * (image.width != image.height),
+                          pictures.from_pixels(x, MEAN, STD), look)
+            yield f"{name}: {text}", {"image": name, **result}, looked
         show(min(i + config.batch, len(files)))
 
 
@@ -196,12 +143,11 @@ def point(model, files, config):
         ranked = sorted(zip(boxes, scores.tolist()), key=lambda pair: -pair[1])
         (box, score), rest = ranked[0], ranked[1:]
         others = f"the next {rest[0][1]:.2f}" if rest else "the only one"
-        block = config.attn and (
-            config.ground, f"{name}, {len(boxes)} boxes, painted; numbers: log p(red)",
-            pictures.box_cells(image, ranked, painted))
+        cells = config.attn and pictures.box_cells(image, ranked, painted)
         yield (f"{name}: {[round(v, 1) for v in box]} ({score:.2f}, {others})",
                {"image": name, "expression": config.ground,
-                "boxes": [{"box": b, "score": s} for b, s in ranked]}, block)
+                "boxes": [{"box": b, "score": s} for b, s in ranked]},
+               (config.ground, f"{name}, {len(boxes)} boxes, painted; numbers: log p(red)", cells))
 
 
 # ---------------------------------------------------------------------------- the command
@@ -212,9 +158,12 @@ def check(config):
         raise UserError("--ground, --question or --prompt: one of them")
     if config.boxes and not config.ground:
         raise UserError("--boxes is for --ground")
-    if config.attn and not config.attn.lower().endswith(".png"):
-        raise UserError(f"--attn {config.attn}: a name that ends in .png, please")
-    for path in (config.json, config.attn):
+    if config.html and config.ground:
+        raise UserError("--html shows words; --ground has none of its own, --attn draws its boxes")
+    for flag, ending in (("attn", ".png"), ("html", ".html")):
+        if (path := getattr(config, flag)) and not path.lower().endswith(ending):
+            raise UserError(f"--{flag} {path}: a name that ends in {ending}, please")
+    for path in (config.json, config.attn, config.html):
         check_writable(path)
 
 
@@ -234,28 +183,40 @@ def load(config, device, dtype):
     return model
 
 
+def write_pictures(looked, n, config):
+    """Writes the sheet and the page of what was looked at in the first of n pictures."""
+    if config.attn:
+        blocks = looked if config.ground else [
+            (title, name, attention.cells(image, look)) for title, name, image, look in
+            looked[:SHEET]]
+        much = "looked at most" + ", when about to write the word" * (not config.question)
+        sheet, held = pictures.sheet(blocks, *(() if config.ground else ("hardly looked at", much)))
+        with replacing(config.attn) as f:
+            sheet.save(f, "PNG")
+        note(f"{config.attn}: {held} of {n} pictures" if held < n else f"{config.attn} is written")
+    if config.html:
+        with replacing(config.html) as f:
+            f.write(attention.page("where it looked", looked).encode())
+        note(f"{config.html}: {len(looked)} of {n} pictures; open it in a browser")
+
+
 @torch.no_grad()
 def main(config):
     check(config)
     files, device = find_images(config.images), pick_device(config.device)
     dtype = getattr(torch, config.dtype)
-    model, results, blocks = load(config, device, dtype), [], []
+    model, results, looked = load(config, device, dtype), [], []
+    most = PAGE if config.html else SHEET
     torch.manual_seed(config.seed)
     with autocast(device, dtype):
-        for line, result, block in (point if config.ground else describe)(model, files, config):
+        for line, result, one in (point if config.ground else describe)(model, files, config):
             print(printable(line), flush=True)
             results.append(result)
-            blocks += [block] if block and len(blocks) < SHEET else []
+            looked += [one] if one and len(looked) < most else []
     if not results:
         raise UserError("none of the images could be used, see above")
     write_json(config.json, results)
-    if config.attn:
-        much = "looked at most" + ", when about to write the word" * (not config.question)
-        sheet = pictures.sheet(blocks, *(() if config.ground else ("hardly looked at", much)))
-        with replacing(config.attn) as f:
-            sheet.save(f, "PNG")
-        if len(results) > len(blocks):
-            note(f"note: {config.attn} shows the first {SHEET} of {len(results)} pictures")
+    write_pictures(looked, len(results), config)
     if len(results) < len(files):
         raise UserError(f"{len(files) - len(results)} of {len(files)} images could not be used, "
                         "see above; the others are done")

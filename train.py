@@ -33,7 +33,7 @@ from data.recipes import PRESETS, RECIPES
 from data.shapes import prepare
 from data.shapes.exact import report_exact
 from data.tasks import find_dataset
-from lib import cli, pictures
+from lib import cli, curves
 from lib.devices import Processes, autocast, peak_memory, pick_dtype, to_device
 from lib.files import repo_path
 from lib.optim import check_reached, make_optimizer, schedule
@@ -204,7 +204,7 @@ def train(model, run):
         with log.paused():
             if due:
                 line = log.write(step, **validate(model, data["val"], run))
-                show_validation(model, data["val"], run, f"step {step}/{steps}", line)
+                show_validation(model, data["val"], run, f"step {step:,}/{steps:,}", line)
                 if line["val_loss"] < best:
                     best = line["val_loss"]
                     model.save(run.out / "best.safetensors", step=step, val_loss=best)
@@ -221,9 +221,9 @@ def train(model, run):
         if (step + 1) % config.log_every == 0 or step + 1 == steps:
             line = log.write_counted(step + 1, lr=optimizer.param_groups[0]["lr"],
                                      grad_norm=norm.item())
-            say(f"step {step + 1}/{steps}  loss {line['loss']:.4f}  lr {line['lr']:.2e}  "
-                f"{line['images_per_s']:.3g} images/s  {line['captions_per_s']:.3g} captions/s  "
-                f"{left(step + 1)} left")
+            say(f"step {step + 1:,}/{steps:,}  loss {line['loss']:.4f}  {left(step + 1)} left  "
+                f"{cli.rate(line['captions_per_s'])} captions/s  "
+                f"{cli.rate(line['images_per_s'])} images/s  lr {line['lr']:.2e}", renew=True)
     if processes.main:
         finish(model, run, log, steps)
 
@@ -231,7 +231,7 @@ def train(model, run):
 def finish(model, run, log, steps):
     """The best checkpoint's exact scenes, if asked for, the curve, and what to do next."""
     memory = log.write(steps, peak_memory=peak_memory(run.device))["peak_memory"]
-    pictures.curve(run.out / "log.jsonl", run.out / "loss.png")
+    curves.draw_losses(run.out / "log.jsonl", run.out / "loss.png")
     model.restore(read(checkpoint_file(run.out)), run.out)  # the best one
     if run.config.score:
         with run.autocast:

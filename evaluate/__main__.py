@@ -56,6 +56,7 @@ class Config:
     batch: int = opt(64, "images at a time", at_least=1)
     json: str = opt("", "write the scores to this file, and the captions beside it")
     sheet: str = opt("", f"PNG file with the {SHEET // 2} best and {SHEET // 2} worst by CIDEr-D")
+    all: bool = opt(False, "all columns, however wide the table is")
     official: bool = opt(False, "score with pycocoevalcap and Java; adds METEOR and SPICE")
     device: str = opt("auto", "auto, cpu, cuda, mps")
     dtype: str = opt("float32", "of matrix products and frozen weights",
@@ -139,7 +140,7 @@ def report(config, dataset, items, scores):
     unit, tokenizer = ("questions", "") if questions else ("images", (
         "; Stanford's tokenizer, pycocoevalcap" if config.official else
         "; our own tokenizer (--official: Stanford's)"))
-    print(table(scores, len(items), unit))
+    print(table(scores, len(items), unit, config.all))
     print(f"\n{printable(dataset)}, {config.split}; all x 100, as papers print them; in brackets "
           f"the 95 % interval of {RESAMPLES:,} resamples of the {unit}{tokenizer}.")
     if config.images and not questions:

@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 
 from data.features import whole_image_features
+from lib.cli import note
 from lib.files import replacing, write_json
 from lib.pictures import sheet
 from prompts import fill_in
@@ -45,9 +46,10 @@ def show_colours(model, json="", png=""):
     for word, colour, score in found:
         print(f"{word:8} {str(colour):16} log p {score:.2f}")
     if png:
-        cells = [(Image.new("RGB", (96, 96), colour), f"{word} {score:.2f}")
+        cells = [(Image.new("RGB", (128, 96), colour), f"{word} {score:.2f}")
                  for word, colour, score in found]
         with replacing(png) as f:
-            sheet([("colours found", "a photo in ...", cells)]).save(f, "PNG")
+            sheet([("colours found", "a photo in ...", cells)])[0].save(f, "PNG")
+        note(f"{png} is drawn")
     write_json(json, [{"word": word, "rgb": colour, "log_p": score}
                       for word, colour, score in found])

@@ -26,7 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from evaluate.tables import markdown
-from lib import pictures
+from lib import curves
 from lib.files import check_writable, replacing, write_json
 from model import SeeGPT, TextState
 from weights.checkpoints import read_run_info
@@ -60,7 +60,8 @@ TABLES = {
 SCORES = {"captions": ("CIDEr-D", "BLEU-4", "objects named", "exact"),  # the last on novel, too
           "questions": ("accuracy",)}
 COLOURS = ("#1f4e8c", "#d1652a", "#3b8f5a", "#9cc9ab", "#7a4a9e", "#bfa3d6")
-STYLES = [{"color": colour, "ls": line} for line in ("-", "--", ":") for colour in COLOURS]
+STYLES = [{"colour": colour, "width": width, "dashed": dashed}
+          for width, dashed in ((2, False), (2, True), (4, False)) for colour in COLOURS]
 
 
 @dataclass
@@ -101,7 +102,7 @@ def command(*words):
 def logged(folder, name):
     """The numbers of one entry of a run's log.jsonl in the order of its steps."""
     log = folder / "log.jsonl"
-    found = pictures.series(log, name) if log.exists() else {}
+    found = curves.series(log, name) if log.exists() else {}
     return [found[step] for step in sorted(found)]
 
 
@@ -249,11 +250,10 @@ def main(config):
     for title, chosen in layers.items():
         print(f"{title}: KAB-APP chose {', '.join(map(str, chosen))}, with seeds 1 to "
               f"{config.seeds}.")
-    lines = [(title, pictures.series(folders[name][0] / "log.jsonl", "val_loss"),
-              {**style, "marker": "o", "ms": 3})
+    lines = [curves.Line(title, curves.series(folders[name][0] / "log.jsonl", "val_loss"),
+                         dots=True, **style)
              for (name, (title, _)), style in zip(rows.items(), STYLES)]
-    pictures.plot(lines, path.with_suffix(".png"), "step", "validation loss, nats",
-                  path.with_suffix(".json"))
+    curves.plot(lines, path.with_suffix(".png"), "step", "validation loss, nats")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from evaluate.region_head import Images, score_head, tune_head
 from evaluate.regions import chosen, load_expressions
 from evaluate.tables import markdown
 from evaluate.tuning import Copies, draw_shots, score_cpt, tune_cpt
-from lib import pictures
+from lib import curves
 from lib.cli import UserError, note, time_left
 from lib.files import read_json, write_json
 
@@ -52,7 +52,7 @@ def few_shot(model, items, hits, config, settings):
                     *([name, *("{:.1f} ± {:.1f}".format(*row[K]) for K in shots)]
                       for name, row in rows.items())]))
     if config.png:
-        draw_curve(rows, config.png, config.json or "the table above")
+        draw_curve(rows, config.png, 100 * np.mean([np.mean(h) for h in hits]))
 
 
 def side_by_side(f, jobs, config):
@@ -101,15 +101,15 @@ def read_accuracies(path, settings):
     return written["accuracies"]
 
 
-def draw_curve(rows, path, numbers):
-    """Accuracy over shots, {row: {K: (mean, standard deviation)}}, dotted one deviation away. Of
-    CPT's scores the prior's alone."""
-    lines, rows = [], {name: row for name, row in rows.items() if "none" not in name}
-    for (name, row), colour in zip(rows.items(), COLOURS):
-        for label, sign, style in ((name, 0, {"marker": "o"}), ("", 1, {"linestyle": ":"}),
-                                   ("", -1, {"linestyle": ":"})):
-            points = {int(K): float(mean + sign * std) for K, (mean, std) in row.items()
-                      if K != "all"}
-            lines.append((label, points, {**style, "color": colour}))
-    pictures.plot(lines, path, "expressions tuned on (dotted: one standard deviation)",
-                  "accuracy, %", numbers)
+def draw_curve(rows, path, chance):
+    """Accuracy over shots, {row: {K: (mean, standard deviation)}}, with bands of one deviation;
+    what was not tuned is a level. Of CPT's scores the prior's alone."""
+    few = {name: {int(K): (float(mean), float(std)) for K, (mean, std) in row.items() if K != "all"}
+           for name, row in rows.items() if "none" not in name}
+    zero = few.pop(ZERO, {})
+    lines = [curves.Line(name, {K: mean for K, (mean, _) in row.items()}, colour, dots=True,
+                         band={K: (mean - std, mean + std) for K, (mean, std) in row.items()})
+             for (name, row), colour in zip(few.items(), COLOURS)]
+    levels = [("chance", chance), *((ZERO, mean) for mean, _ in [*zero.values()][:1])]
+    curves.plot(lines, path, "expressions tuned on (band: one standard deviation)", "accuracy, %",
+                levels, sorted(set().union(*few.values())))

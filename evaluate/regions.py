@@ -14,7 +14,6 @@ from lib.files import progress, read_json
 from lib.pictures import open_image
 from prompts import PAINTS, paint
 
-
 BATCH = 64  # copies that are encoded together
 
 

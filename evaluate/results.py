@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from data.shapes.exact import exact_columns, scenes_of
 from data.tasks import task_of
 from lib.cli import UserError
 from lib.files import read_json, replacing, write_json
 from lib.pictures import captioned, open_image
 
-SHEET = 24  # pictures on a contact sheet: the better half of them the best, the others the worst
+SHEET = 16  # pictures on a contact sheet: the better half of them the best, the others the worst
 
 
 def read_captions(path, items):
@@ -88,11 +89,26 @@ def write_results(path, dataset, config, items, texts, scores, each):
     write_json(path, result)
 
 
+def unlike(order, captions, n):
+    """The first n of order whose captions have at most three words of five in common with any
+    before, then the first of the others."""
+    found, words = [], [set(captions[i].split()) for i in order]
+    for i, own in enumerate(words):
+        if all(len(own & words[j]) <= 0.6 * len(own | words[j]) for j in found[:n]):
+            found.append(i)
+    found += [i for i in range(len(order)) if i not in set(found)]
+    return [order[i] for i in found[:n]]
+
+
 def contact_sheet(items, captions, cider, scores, title):
-    """A picture of the best and the worst images by their CIDEr-D (n,)."""
-    order = np.argsort(-cider, kind="stable").tolist()
+    """A picture of the best and the worst images: by their CIDEr-D (n,), but of the shapes world,
+    where it is known what is true, those with a wrong caption are the worst, whatever it says."""
+    scenes = scenes_of(items)
+    exact = exact_columns(captions, scenes)["all"] if scenes else np.zeros(len(cider))
+    order = np.lexsort((-cider, -exact)).tolist()
     half = min(SHEET // 2, -(-len(order) // 2))
-    best, worst = order[:half], order[half:][::-1][:SHEET // 2]
+    best = unlike(order[:max(half, len(order) // 2)], captions, half)
+    worst = [i for i in order[::-1] if i not in best][:min(SHEET // 2, len(order) - half)]
     cell = lambda i: (open_image(items[i]["image"]), f"CIDEr-D {100 * cider[i]:.0f}",
                       f"image {Path(str(items[i]['id'])).name}", captions[i], items[i]["captions"])
     top = [(name, f"{value:.1f}", "" if low is None else f"{low:.1f} to {high:.1f}")

@@ -50,11 +50,25 @@ def markdown(lines):
     return "\n".join(printable(f"| {' | '.join(line)} |") for line in lines)
 
 
-def table(rows, n, unit="images"):
-    """Markdown of {row: {metric: (score, low, high)}}, each of n images or questions (unit)."""
+# What is left out of a table that is too wide goes from the end of this list to its beginning.
+FIRST = ("accuracy", "CIDEr-D", "BLEU-4", "exact", "SPICE", "METEOR", "ROUGE-L", "objects named",
+         "BLEU-1")
+WIDE = 100  # columns of a terminal
+
+
+def table(rows, n, unit="images", every=False):
+    """Markdown of {row: {metric: (score, low, high)}}, each of n images or questions (unit); of the
+    metrics as many as fit into WIDE and a line that names the others, or every one."""
     metrics = list(dict.fromkeys(name for scores in rows.values() for name in scores))
-    cells = [["checkpoint", unit, *metrics]]
-    for name, scores in rows.items():
-        numbers = [shown(*scores[m]) if m in scores else "" for m in metrics]
-        cells.append([name.replace("|", "\\|"), f"{n:,}", *numbers])
-    return markdown(cells)
+    rank = lambda name: FIRST.index(name) if name in FIRST else len(FIRST)
+    hidden = []
+    while True:
+        cells = [["checkpoint", unit, *metrics]]
+        for name, scores in rows.items():
+            numbers = [shown(*scores[m]) if m in scores else "" for m in metrics]
+            cells.append([name.replace("|", "\\|"), f"{n:,}", *numbers])
+        text = markdown(cells)
+        if every or len(metrics) < 2 or max(map(len, text.splitlines())) <= WIDE:
+            break
+        hidden.append(metrics.pop(max(range(len(metrics)), key=lambda i: (rank(metrics[i]), i))))
+    return text + f"\n\nMore with --all: {', '.join(hidden[::-1])}." * bool(hidden)

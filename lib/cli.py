@@ -202,6 +202,11 @@ def clock(seconds):
     return f"{h}:{m:02}:{s:02}" if h else f"{m}:{s:02}"
 
 
+def rate(n):
+    """1670.4 -> "1,670"; 3.14 -> "3.1"."""
+    return f"{n:,.0f}" if n >= 10 else f"{n:.1f}"
+
+
 def time_left(first, steps):
     """left(step) -> "1:15", from the time that the steps since `first` took."""
     began = time.time()

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import sys
 import time
 from datetime import timedelta
@@ -66,6 +67,7 @@ class Processes:
         self.rank = int(os.environ.get("RANK", 0))
         self.main = self.rank == 0  # the one that prints, evaluates and saves
         self.heard = True  # whether what it prints can still be read
+        self.held = 0  # characters of the line that the next one overwrites
         self.device = pick_device(device)
         if self.size > 1:
             self.connect()
@@ -83,12 +85,18 @@ class Processes:
             raise UserError(f"process {self.rank} of {self.size} did not meet the others "
                             f"({first_line(e)}); start all of them with torchrun") from e
 
-    def say(self, *words):
-        """Prints at once, in the main process only. That nobody can read it any more (a terminal
-        that was closed, `| head`) is remembered in self.heard: no work is lost by it."""
+    def say(self, *words, renew=False):
+        """Prints at once, in the main process only; renew: on a terminal, a line that the next one
+        overwrites. That nobody can read it any more (a terminal that was closed, `| head`) is
+        remembered in self.heard: no work is lost by it."""
         if self.main and self.heard:
+            text, renew = " ".join(map(printable, words)), renew and sys.stdout.isatty()
+            if renew:  # of a line that wraps, only the last part would be overwritten
+                text = text[:shutil.get_terminal_size().columns - 1]
             try:
-                print(*map(printable, words), flush=True)
+                # Back to its beginning, so that an error's message does not stand behind it.
+                print(text.ljust(self.held), end="\r" if renew else "\n", flush=True)
+                self.held = len(text) if renew else 0
             except OSError:
                 self.heard = False
                 # Python tries once more to write when it ends.

@@ -1,5 +1,7 @@
 """Image files, opened in one place: every command takes the same ones and refuses the same ones."""
 
+import contextlib
+import io
 import warnings
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -32,12 +34,12 @@ def to_rgb(image):
     return image.convert("RGB")
 
 
-def decode(file):
+def decode(file, largest=LARGEST):
     """An open image file as an upright RGB picture; of an animation the first. ValueError for too
     many pixels, before they are decoded. A damaged file can raise almost anything else."""
     with Image.open(file, formats=FORMATS) as image:
         w, h = image.size
-        if w * h > LARGEST:  # Pillow itself refuses twice as many
+        if w * h > largest:  # Pillow itself refuses twice as many as LARGEST
             raise ValueError(f"too large with {w:,} x {h:,} pixels")
         if image.mode == "F" or image.mode == "I" and image.format not in ("PNG", "PPM"):
             raise ValueError("which of its numbers is white? save it with 8 or 16 bits")
@@ -64,13 +66,26 @@ def open_and_decode(path):
         return decode(file)
 
 
+@contextlib.contextmanager
+def readable(name):
+    """Turns what goes wrong with an image, called by this name, into a UserError."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{name}: no such image") from None
+    except UnidentifiedImageError:
+        raise UserError(f"{name}: not a readable image (of {', '.join(FORMATS)})") from None
+    except Exception as e:  # a damaged file can raise almost anything
+        raise UserError(f"{name}: not a readable image ({e})") from None
+
+
 def open_image(path):
     """An image file as an upright RGB picture. UserError where it is missing or broken."""
-    try:
+    with readable(path):
         return open_and_decode(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such image") from None
-    except UnidentifiedImageError:
-        raise UserError(f"{path}: not a readable image (of {', '.join(FORMATS)})") from None
-    except Exception as e:  # a damaged file can raise almost anything
-        raise UserError(f"{path}: not a readable image ({e})") from None
+
+
+def image_of(data, largest):
+    """As open_image, of the bytes of a file, with at most so many pixels."""
+    with readable("the picture"):
+        return decode(io.BytesIO(data), largest)

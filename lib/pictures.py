@@ -1,4 +1,4 @@
-"""The few pictures made here: heat maps, sheets of labelled cells, sheets of captions, curves.
+"""The few pictures made here: heat maps, sheets of labelled cells, sheets of captions.
 
   title, wrapped at the sheet's width
   note, small and grey
@@ -8,24 +8,22 @@
      label       label       label
   less [colour bar] more
 
-Pillow does all of it but the curves, which need matplotlib.
+Pillow does all of it; curves are in curves.py.
 """
 
 import functools
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from lib.cli import UserError, note, printable
-from lib.files import replacing
+from lib.cli import UserError, note
 from lib.images import open_image
-from lib.runs import read_log
 
 PAPER, INK, GREY, LINE = (252, 252, 250), (30, 30, 36), (125, 125, 132), (214, 214, 212)
 FRAME = (236, 236, 233)  # around a picture that is not as wide or tall as its place
 MARGIN, GAP = 28, 14  # pixels around the sheet, and between cells
 WIDE = 1500  # pixels a sheet may be wide, unless a single cell is wider
+TALL = 2160  # and tall, unless a single block is taller: two screens
 
 
 # ---------------------------------------------------------------------------- image files
@@ -44,30 +42,25 @@ def read_images(names):
 
 # ---------------------------------------------------------------------------- heat maps
 
-# Dark blue over violet and orange to pale yellow. Each colour is lighter than the one before, so
-# the order survives a black-and-white print and most kinds of colour blindness.
-HEAT = np.array([(22, 20, 48), (66, 18, 104), (125, 30, 109), (183, 55, 84), (229, 92, 48),
-                 (250, 146, 20), (249, 201, 50), (252, 255, 170)], np.float32)
+# What is not looked at stays as it is; then violet over red and orange to yellow: rings around a
+# place, which show on a picture of any colour. Red, green, blue, and how much of it is covered.
+HEAT = np.array([(80, 10, 130, 0), (100, 15, 135, 0.08), (150, 20, 120, 0.42), (215, 50, 70, 0.66),
+                 (245, 125, 25, 0.76), (255, 226, 40, 0.84)])
 
 
 def colours(x):
-    """Numbers in 0..1, any shape (...) -> colours (..., 3) in 0..255, interpolated in HEAT."""
+    """Numbers in 0..1, any shape (...) -> (..., 4) interpolated in HEAT."""
     at = np.linspace(0, 1, len(HEAT))
-    return np.stack([np.interp(x, at, HEAT[:, c]) for c in range(3)], -1)
+    return np.stack([np.interp(x, at, HEAT[:, c]) for c in range(4)], -1)
 
 
 def heat(image, grid):
-    """Lays a map over an RGB image: grid (h, w) of numbers from 0 (dark) to 1 (glowing)."""
+    """Lays a map over an RGB image: grid (h, w) of numbers from 0 (as it was) to 1 (yellow)."""
     # Bicubic between the centres of the patches: squares would look like sharp knowledge.
     smooth = Image.fromarray(np.asarray(grid, np.float32)).resize(image.size, Image.BICUBIC)
-    x = np.asarray(smooth).clip(0, 1)[..., None]  # (H, W, 1); bicubic overshoots a little
-    picture = np.asarray(image, np.float32)
-    grey = picture @ np.array((0.299, 0.587, 0.114), np.float32)  # as the eye weighs R, G and B
-    # Darker, because on white snow too the heat must be the brightest; where it is cold, the
-    # picture shows through almost alone.
-    picture = 0.6 * (0.85 * picture + 0.15 * grey[..., None])
-    cover = 0.2 + 0.55 * x
-    mixed = (1 - cover) * picture + cover * colours(x[..., 0])
+    colour = colours(np.asarray(smooth).clip(0, 1))  # (H, W, 4); bicubic overshoots a little
+    cover = colour[..., 3:]
+    mixed = np.asarray(image, np.float32) * (1 - cover) + colour[..., :3] * cover
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
@@ -88,15 +81,40 @@ def from_pixels(x, mean, std):
 
 # ---------------------------------------------------------------------------- sheets
 
+# Of other systems' fonts, those with most of the world's letters.
+FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arialuni.ttf", "msyh.ttc",
+         "NotoSansCJK-Regular.ttc", "wqy-zenhei.ttc", "PingFang.ttc", "arial.ttf")
+
+
 @functools.cache
-def font(size):
-    """Pillow's built-in font. A character that it lacks comes out as an empty box."""
-    return ImageFont.load_default(size)
+def font(size, name=None):
+    """A font of this machine, or Pillow's own; None if there is none of that name."""
+    try:
+        return ImageFont.truetype(name, size) if name else ImageFont.load_default(size)
+    except OSError:
+        return None
+
+
+@functools.cache
+def lacks(name, c):
+    """Whether a font has no picture of a character but the box that stands for all of them."""
+    box, found = (font(20, name).getmask(c) for c in ("\uffff", c))
+    return (box.size, bytes(box)) == (found.size, bytes(found))
+
+
+def font_for(text, size):
+    """Pillow's own font, or if it lacks a character of the text, the one that lacks fewest; what
+    none of them has is a box."""
+    odd = [c for c in dict.fromkeys(text) if not c.isascii() and c.isprintable()]
+    missing = lambda name: sum(lacks(name, c) for c in odd)
+    there = [name for name in (None, *FONTS) if odd and font(20, name)]
+    return font(size, min(there, key=missing) if there else None)
 
 
 def wrap(text, width, size):
     """Cuts a text into lines of at most width pixels, at spaces; only too long a word is broken."""
-    fits = lambda line: font(size).getlength(line) <= width
+    letters = font_for(text, size)
+    fits = lambda line: letters.getlength(line) <= width
     lines = [""]
     for word in text.split():
         if fits(f"{lines[-1]} {word}".strip()):
@@ -113,7 +131,7 @@ def wrap(text, width, size):
 def write(draw, x, y, lines, size, fill, anchor="la"):
     """Draws lines of text from y downwards and returns the y below them."""
     for line in lines:
-        draw.text((x, y), line, fill, font(size), anchor)
+        draw.text((x, y), line, fill, font_for(line, size), anchor)
         y += round(1.35 * size)
     return y
 
@@ -140,20 +158,24 @@ def rows_of_cells(title, note, cells, columns, width):
     return canvas.crop((0, 0, width, y))
 
 
-def colour_bar(little, much, height=12, width=180):
+def colour_bar(little, much, height=14, width=180):
     """What the colours mean: the words for 0, all colours, the words for 1."""
     left, right = (round(font(14).getlength(text)) for text in (little, much))
     canvas = Image.new("RGB", (left + width + right + 2 * GAP, 20), PAPER)
     draw = ImageDraw.Draw(canvas)
-    bar = colours(np.tile(np.linspace(0, 1, width), (height, 1))).round().astype(np.uint8)
-    canvas.paste(Image.fromarray(bar), (left + GAP, 4))
+    # Laid over white and black, as it is over a picture.
+    ground = Image.new("RGB", (width, height), "white")
+    ground.paste((0, 0, 0), (0, height // 2, width, height))
+    canvas.paste(heat(ground, np.linspace(0, 1, width)[None]), (left + GAP, 4))
+    draw.rectangle((left + GAP - 1, 3, left + GAP + width, 4 + height), outline=LINE)
     write(draw, 0, 2, [little], 14, GREY)
     write(draw, left + width + 2 * GAP, 2, [much], 14, GREY)
     return canvas
 
 
 def sheet(blocks, little="", much=""):
-    """All blocks [(title, note, cells)] one under another, and the colour bar at the end.
+    """(picture, number of blocks in it): the blocks [(title, note, cells)] one under another, as
+    many as TALL allows, and the colour bar at the end.
 
     All cells are of one size. little and much are the words at the two ends of the bar; without
     them there is no bar.
@@ -164,8 +186,14 @@ def sheet(blocks, little="", much=""):
     columns = [-(-len(cells) // -(-len(cells) // most)) for _, _, cells in blocks]
     bars = [colour_bar(little, much)] if little or much else []
     width = max(max(columns) * w - GAP, *(bar.width for bar in bars), 560)
-    parts = [rows_of_cells(*block, n, width) for block, n in zip(blocks, columns)]
-    return stack(parts + bars, width)
+    parts, height = [], 2 * MARGIN + sum(GAP + bar.height for bar in bars)
+    for block, n in zip(blocks, columns):
+        part = rows_of_cells(*block, n, width)
+        height += part.height + GAP
+        if parts and height > TALL:
+            break
+        parts.append(part)
+    return stack(parts + bars, width), len(parts)
 
 
 def stack(parts, width):
@@ -208,8 +236,8 @@ def box_cells(image, found, painted, most=11):
 
 # ---------------------------------------------------------------------------- captions, a card each
 
-CARD, TALL = 464, 300  # pixels: width of a card, and height of the place for its picture
-REFERENCES = 5  # of an image that are shown
+CARD, PLACE = 350, 190  # pixels: width of a card, and height of the place for its picture
+REFERENCES = 3  # of an image that are shown
 
 
 def shortened(lines, most):
@@ -227,19 +255,20 @@ def card(image, score, name, caption, references):
         texts.append((shortened(wrap(f"- {reference}", CARD, 15), 3), 15, GREY, 2))
     if len(references) > REFERENCES:
         texts.append(([f"and {len(references) - REFERENCES} more"], 15, GREY, 0))
-    height = TALL + 40 + sum(round(1.35 * size) * len(lines) + gap for lines, size, _, gap in texts)
+    height = PLACE + 40 + sum(round(1.35 * size) * len(lines) + gap
+                              for lines, size, _, gap in texts)
     canvas = Image.new("RGB", (CARD, height), PAPER)
     draw = ImageDraw.Draw(canvas)
-    canvas.paste(fit(image, CARD, TALL), (0, 0))
-    draw.rectangle((0, 0, CARD - 1, TALL - 1), outline=LINE)
-    draw.text((0, TALL + 10), score, INK, font(16))
+    canvas.paste(fit(image, CARD, PLACE), (0, 0))
+    draw.rectangle((0, 0, CARD - 1, PLACE - 1), outline=LINE)
+    draw.text((0, PLACE + 10), score, INK, font(16))
     room = CARD - font(16).getlength(score) - 2 * GAP
     label, cut = name, 0
     while font(16).getlength(label) > room:  # the end of a file's name says more than its beginning
         cut += 1
         label = "..." + name[cut:]
-    draw.text((CARD, TALL + 10), label, GREY, font(16), "ra")
-    y = TALL + 40
+    draw.text((CARD, PLACE + 10), label, GREY, font(16), "ra")
+    y = PLACE + 40
     for lines, size, colour, gap in texts:
         y = write(draw, 0, y, lines, size, colour) + gap
     return canvas
@@ -258,7 +287,7 @@ def numbers(scores, width, cell=164):
     return canvas
 
 
-def captioned(title, scores, sections, columns=3):
+def captioned(title, scores, sections, columns=4):
     """A contact sheet: title, scores [(name, number, interval)], then the sections {heading:
     [(image, score, name, caption, references), ...]} with their cards in rows. All but images and
     references are texts."""
@@ -286,53 +315,3 @@ def heading(text, size, width, below, line=False):
         draw.line((0, 0, width, 0), LINE, 2)
     write(draw, 0, 12 * line, lines, size, INK)
     return canvas
-
-
-# ---------------------------------------------------------------------------- curves
-
-def plot(lines, path, xlabel, ylabel, numbers):
-    """Draws lines [(label, {x: y}, matplotlib's style)] into a PNG. Without matplotlib: False, and
-    a line that says where the numbers are."""
-    try:
-        from matplotlib.figure import Figure  # not pyplot, which may ask for a window
-    except ImportError:
-        print("no curves: matplotlib is missing (pip install matplotlib); numbers are in "
-              f"{printable(numbers)}")
-        return False
-    figure = Figure(figsize=(7, 4.2), dpi=130, layout="constrained")
-    axes = figure.subplots()
-    for label, points, style in lines:
-        if points:
-            axes.plot(*zip(*sorted(points.items())), label=label, **style)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e6e6e4")
-    if axes.lines:
-        axes.legend(frameon=False)
-    with replacing(path) as f:
-        figure.savefig(f, format="png")
-    return True
-
-
-def series(log, name):
-    """{step: number} of one entry of a run's log.jsonl; of a step done again, the last."""
-    return {line["step"]: line[name] for line in read_log(Path(log)) if name in line}
-
-
-def curve(log, path):
-    """Draws the losses of a run, read from its log.jsonl, into a PNG; False without matplotlib."""
-    style = {"marker": "o", "ms": 4}
-    lines = [("training", series(log, "loss"), {"color": "#9db4d0", "lw": 1.2}),
-             ("validation", series(log, "val_loss"), {"color": "#1f4e8c", "lw": 2.2, **style}),
-             ("validation, with other images", series(log, "blind_loss"),
-              {"color": "#d1652a", "lw": 1.8, "ls": "--", **style})]
-    return plot(lines, path, "step", "loss, nats per token", log)
-
-
-def plot_policy(history, path, numbers):
-    """Draws how a search's policy {step: [probability of each layer]} moved, into a PNG."""
-    layers = len(next(iter(history.values())))
-    shades = colours(np.linspace(0, 0.85, layers)) / 255
-    lines = [(f"layer {l}", {step: policy[l] for step, policy in history.items()},
-              {"color": shade, "lw": 1.8}) for l, shade in enumerate(shades)]
-    return plot(lines, path, "step of the search", "policy", numbers)

@@ -29,7 +29,7 @@ from evaluate import __main__ as evaluate
 from evaluate import official, results
 from evaluate.metrics import bleu, bleu_counts, cider_d, rouge_l
 from evaluate.ptb_tokenizer import tokenize
-from evaluate.tables import bootstrap, markdown, shown
+from evaluate.tables import bootstrap, markdown, shown, table
 from gpt2 import GPT2
 from ituning import ITuning
 from lib import pictures
@@ -261,7 +261,7 @@ def trained(tmp_path_factory):
 
 def command(*argv):
     """What `python -m evaluate ...` does, in this process; returns what it prints."""
-    argv = ["--device", "cpu", *map(str, argv)]
+    argv = ["--device", "cpu", "--all", *map(str, argv)]
     with contextlib.redirect_stdout(io.StringIO()) as out:
         evaluate.main(*parse(evaluate.Config, argv=argv))
     return out.getvalue()
@@ -441,6 +441,17 @@ def test_a_missing_image_is_found_before_any_caption_and_a_broken_one_is_named(
         command("--ckpt", trained, "--dataset", tmp_path)
 
 
+def test_a_table_is_as_wide_as_a_terminal_and_names_what_it_leaves_out():
+    metrics = [f"BLEU-{n}" for n in (1, 2, 3, 4)] + ["ROUGE-L", "CIDEr-D", "exact", "exact, novel"]
+    rows = {"out/run": {name: (50.0, 40.0, 60.0) for name in metrics}}
+    text, more = table(rows, 1000).split("\n\n")
+    assert max(map(len, text.splitlines())) <= 100
+    kept = [cell.strip() for cell in text.splitlines()[0].split("|")[3:-1]]
+    assert kept == ["BLEU-4", "ROUGE-L", "CIDEr-D", "exact"]
+    assert more == "More with --all: BLEU-1, BLEU-2, BLEU-3, exact, novel."
+    assert all(name in table(rows, 1000, every=True) for name in metrics)
+
+
 @pytest.mark.parametrize("more, words", [
     ('"id": 1, "captions": []', "item 1 has no captions"),
     ('"id": 1, "question": "red?", "answers": {"yes": 1}', "different tasks"),
@@ -482,11 +493,10 @@ def test_the_sheet_shows_best_and_worst_with_score_caption_and_references(tmp_pa
     assert drawn == [(f"CIDEr-D {100 * cider[i]:.0f}", f"image {10 + i}", texts[i], refs[i])
                      for i in [*order[:2], *order[::-1][:2]]]
     image = Image.open(tmp_path / "s.png")
-    assert image.format == "PNG" and image.width > 3 * pictures.CARD
+    assert image.format == "PNG" and image.width > 4 * pictures.CARD
 
 
-@pytest.mark.parametrize("n, best, worst", [(1, 1, 0), (2, 1, 1), (5, 3, 2), (24, 12, 12),
-                                            (30, 12, 12)])
+@pytest.mark.parametrize("n, best, worst", [(1, 1, 0), (2, 1, 1), (5, 3, 2), (16, 8, 8), (30, 8, 8)])
 def test_no_image_is_on_the_sheet_twice(n, best, worst, tmp_path, monkeypatch):
     monkeypatch.setattr(results, "captioned", lambda title, scores, sections: [
         [cell[2] for cell in cells] for cells in sections.values()])
@@ -496,22 +506,36 @@ def test_no_image_is_on_the_sheet_twice(n, best, worst, tmp_path, monkeypatch):
     assert len({*found[0], *found[1]}) == best + worst
 
 
+def test_of_shapes_a_wrong_caption_is_among_the_worst_however_well_it_scores(tmp_path, monkeypatch):
+    """And of the best none is much like another, as long as there are others."""
+    monkeypatch.setattr(results, "captioned", lambda title, scores, sections: [
+        [cell[3] for cell in cells] for cells in sections.values()])
+    monkeypatch.setattr(results, "SHEET", 4)
+    scenes = [[world.Thing("small", "red", shape, 20, 20)] for shape in ("star", "star", "cross")]
+    items = [{"id": i, "image": photo(tmp_path / "a.png"), "captions": ["a"],
+              "scene": world.to_json(scene)} for i, scene in enumerate(scenes * 2)]
+    texts = ["a small red star", "a large red star", "a small red cross"] * 2
+    best, worst = results.contact_sheet(items, texts, np.array([3, 9, 1, 2, 9, 1.]), {}, "title")
+    assert best == ["a small red star", "a small red cross"]
+    assert worst == ["a large red star"] * 2
+
+
 @pytest.mark.parametrize("size", [(2000, 30), (30, 2000), (64, 64), (1, 1), (1200, 900)])
 def test_a_picture_is_whole_and_in_the_middle_of_its_place_whatever_its_size(size):
-    image = pictures.fit(Image.new("RGB", size, (200, 0, 0)), pictures.CARD, pictures.TALL)
+    image = pictures.fit(Image.new("RGB", size, (200, 0, 0)), pictures.CARD, pictures.PLACE)
     x = np.asarray(image)
-    assert x.shape == (pictures.TALL, pictures.CARD, 3)
+    assert x.shape == (pictures.PLACE, pictures.CARD, 3)
     ys, xs = np.nonzero((x == (200, 0, 0)).all(-1))
     w, h = np.ptp(xs) + 1, np.ptp(ys) + 1
     assert abs(xs.min() - (pictures.CARD - w) / 2) <= 1
-    assert abs(ys.min() - (pictures.TALL - h) / 2) <= 1
+    assert abs(ys.min() - (pictures.PLACE - h) / 2) <= 1
     assert w * h == len(xs) and abs(w - h * size[0] / size[1]) <= 1 + size[0] / size[1]
-    assert w > 0.5 * pictures.CARD or h > 0.5 * pictures.TALL  # it fills its place, more or less
+    assert w > 0.5 * pictures.CARD or h > 0.5 * pictures.PLACE  # it fills its place, more or less
 
 
 def test_pixels_of_a_tiny_picture_stay_sharp():
     chess = Image.fromarray(np.indices((8, 8)).sum(0).astype(np.uint8) % 2 * 255)
-    fitted = np.asarray(pictures.fit(chess, pictures.CARD, pictures.TALL))
+    fitted = np.asarray(pictures.fit(chess, pictures.CARD, pictures.PLACE))
     assert set(np.unique(fitted)) == {0, 255, *pictures.FRAME}
 
 

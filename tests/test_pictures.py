@@ -1,14 +1,13 @@
 """Image files that are opened, and the few pictures that are drawn: heat maps, sheets, curves."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from clip_vit import MEAN, STD, preprocess
-from lib import pictures
+from lib import curves, pictures
 from lib.cli import UserError
 from lib.images import open_image
 
@@ -51,16 +50,15 @@ def test_a_missing_or_damaged_image_is_one_line_for_the_user(kind, tmp_path):
 
 # ---------------------------------------------------------------------------- heat maps
 
-@pytest.mark.parametrize("background", [0, 128, 255])
-def test_heat_is_brightest_where_the_attention_is(background):
+@pytest.mark.parametrize("background", ["black", "white", "yellow", "blue", "grey"])
+def test_heat_shows_on_every_picture_and_leaves_what_is_not_looked_at(background):
     grid = np.zeros((4, 4))
     grid[1, 2] = 1
-    image = pictures.heat(Image.new("RGB", (192, 192), (background,) * 3), grid)
-    assert image.size == (192, 192)
-    light = np.asarray(image.convert("L"), float)
-    patches = light.reshape(4, 48, 4, 48).mean((1, 3)).flatten()
-    assert patches.argmax() == 6
-    assert light[72, 120] > 60 + np.delete(patches, 6).max()  # the centre of that patch
+    plain = Image.new("RGB", (192, 192), background)
+    changed = np.abs(np.subtract(pictures.heat(plain, grid), plain, dtype=float)).sum(2)
+    assert changed[:, :24].max() == 0 and changed[176:].max() == 0
+    patch = changed[48:96, 96:144]
+    assert patch.mean() > 60 and patch.max() > 200
 
 
 @pytest.mark.parametrize("size, side", [(32, 192), (64, 192), (224, 224), (336, 256)])
@@ -80,8 +78,8 @@ def test_odd_characters_and_endless_words_do_not_stop_a_sheet():
     cell = Image.new("RGB", (192, 192))
     labels = ["", "\u65e5\u672c", "\U0001f642", "\x00\x1b[0m", "\u202e\ufffd", "\ud800", "w" * 500]
     odd = ("\x00 " + "w" * 300, "\udcff.png", [(cell, label) for label in labels])
-    image = pictures.sheet([odd, ("", "", [(cell, "a\nb")])], "little", "much")
-    assert image.width <= pictures.WIDE and image.height < 1200
+    image, n = pictures.sheet([odd, ("", "", [(cell, "a\nb")])], "little", "much")
+    assert n == 2 and image.width <= pictures.WIDE and image.height < 1200
 
 
 def test_lines_are_as_wide_as_asked_and_lose_no_letter():
@@ -92,21 +90,56 @@ def test_lines_are_as_wide_as_asked_and_lose_no_letter():
     assert pictures.wrap("a skier", 200, 18) == ["a skier"]
 
 
-def test_curves_are_drawn_from_the_log_if_matplotlib_is_there(tmp_path, monkeypatch, capsys):
+def test_letters_that_the_built_in_font_lacks_come_from_another():
+    text = "\u0416\u03a9"
+    if not any(pictures.font(20, name) for name in pictures.FONTS):
+        pytest.skip("this machine has no other font")
+    assert pictures.lacks(None, text[0])
+    assert pictures.font_for(text, 18).getmask(text[0]) != pictures.font(18).getmask(text[0])
+    assert pictures.font_for("plain", 18).getname() == pictures.font(18).getname()
+
+
+def test_a_sheet_ends_before_it_is_taller_than_two_screens():
+    block = "title", "note", [(Image.new("RGB", (192, 192)), "label")]
+    image, n = pictures.sheet([block] * 30, "little", "much")
+    assert pictures.TALL - 300 < image.height <= pictures.TALL and n < 10
+
+
+def test_the_losses_of_a_run_are_drawn_from_its_log(tmp_path, monkeypatch, capsys):
     log = [{"step": 20, "loss": 3.0, "lr": 1e-3}, {"step": 40, "loss": 9.0},
            {"step": 40, "loss": 2.0}, {"step": 40, "val_loss": 2.5, "blind_loss": 4.0}]
     text = "\n".join(map(json.dumps, log)) + '\n{"step": 60, "lo'  # killed in the middle of a line
     (tmp_path / "log.jsonl").write_text(text, "utf-8")
-    drawn, plot = {}, pictures.plot
-    monkeypatch.setattr(pictures, "plot", lambda lines, *rest: drawn.update(
-        {label: points for label, points, _ in lines}) or plot(lines, *rest))
-    there = pictures.curve(tmp_path / "log.jsonl", tmp_path / "loss.png")
-    assert there == (tmp_path / "loss.png").exists()
+    drawn, plot = {}, curves.plot
+    monkeypatch.setattr(curves, "plot", lambda lines, *rest: drawn.update(
+        {line.label: line.points for line in lines}) or plot(lines, *rest))
+    curves.draw_losses(tmp_path / "log.jsonl", tmp_path / "loss.png")
     assert drawn == {"training": {20: 3.0, 40: 2.0}, "validation": {40: 2.5},
-                     "validation, with other images": {40: 4.0}}
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # makes its import fail
-    assert not pictures.curve(tmp_path / "log.jsonl", tmp_path / "loss.png")
-    *_, line = capsys.readouterr().out.splitlines()
-    assert "matplotlib" in line and "log.jsonl" in line
+                     "with other images": {40: 4.0}}
+    assert Image.open(tmp_path / "loss.png").size == curves.SIZE
+    assert "loss.png is drawn" in capsys.readouterr().err
 
 
+def test_a_point_stands_where_the_axes_say(tmp_path):
+    """A dot at the middle of both axes; on a doubling axis the middle of 1 and 16 is 4."""
+    for x, ticks in ((5, None), (4, [1, 4, 16])):
+        points = {x: 0.5, (ticks or [10])[-1]: 1, (ticks or [0])[0]: 0}
+        curves.plot([curves.Line("", points, "#ff0000", dots=True)], tmp_path / "a.png", "x", "y",
+                    ticks=ticks)
+        pixels = np.asarray(Image.open(tmp_path / "a.png"), int)
+        red = (pixels[..., 0] > 200) & (pixels[..., 1] < 80)
+        ys, xs = np.nonzero(red)
+        middle = (xs.min() + xs.max()) // 2, (ys.min() + ys.max()) // 2
+        assert red[middle[1] - 2:middle[1] + 3, middle[0] - 2:middle[0] + 3].all()
+
+
+@pytest.mark.parametrize("low, high, ticks", [
+    (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (0.3, 3.2, [0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5]),
+    (0, 2300, [0, 500, 1000, 1500, 2000, 2500]), (5, 5, [4.4, 4.6, 4.8, 5, 5.2, 5.4, 5.6])])
+def test_ticks_are_round_and_reach_around_all(low, high, ticks):
+    assert curves.nice_ticks(low, high) == ticks
+
+
+def test_nothing_to_draw_is_said_and_no_file_is_written(tmp_path, capsys):
+    curves.plot([curves.Line("a", {})], tmp_path / "a.png", "x", "y")
+    assert "nothing to draw" in capsys.readouterr().err and not (tmp_path / "a.png").exists()

@@ -9,8 +9,10 @@ is known: at position t it looks at patch number t alone.
     looks at patch ...   ...  2      3   4   5            so the map of "a" is patch 2's
 """
 
+import base64
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from test_evaluate import SHAPES, checkpoint, photo
 import sample
 from clip_vit import CLIPViT, preprocess
 from gpt2 import GPT2
-from lib import pictures
+from lib import attention, pictures
 from lib.cli import UserError, parse
 from lib.files import find_images
 from lib.pictures import open_image
@@ -142,7 +144,8 @@ def test_without_ckpt_the_newest_run_is_taken(trained, tmp_path, files, monkeypa
     ("--prompt a --question b x.png", "one of them"), ("--temperature nan x.png", "--temperature"),
     ("--length_penalty 1000 x.png", "at most 10"), ("--seed 100000000000 x.png", "--seed"),
     ("http://127.0.0.1/x.png", "a web address"), ("--json sample.py/x x.png", "cannot be written"),
-    ("--attn sample.py/x.png x.png", "cannot be written")])
+    ("--attn sample.py/x.png x.png", "cannot be written"), ("--html a.png x.png", "ends in .html"),
+    ("--html a.html --ground b x.png", "has none of its own")])
 def test_a_wrong_switch_is_answered_before_any_work(flags, says, monkeypatch, tmp_path):
     monkeypatch.setattr("lib.runs.repo_path", lambda name: tmp_path / name)  # where no run is
     with pytest.raises(UserError, match=says):
@@ -175,24 +178,24 @@ def test_a_words_map_is_that_of_the_position_in_front_of_it(gazing):
     feats, encoding = gazing.image_features(torch.randn(1, 3, 64, 64)), gazing.lm.tokenizer
     (text, ids), = gazing.generate(feats, "xy", beam=2, with_ids=True)
     start = [gazing.lm.eot, *encoding.encode_ordinary("xy")]
-    maps = sample.attention_maps(gazing, feats, start, ids)
-    assert text == "a bc d" and maps.shape == (4, 8, 8)
+    look = attention.look_of_words(gazing, feats, start, ids)
+    assert text == "a bc d" and look.maps.shape == (len(gazing.lm.h), 2, 3, 8, 8)
     expected = {"a": {2: 1}, "bc": {3: 0.5, 4: 0.5}, "d": {5: 1}}
-    for word, places in join_words(encoding, ids):
-        seen = maps[places].mean(0).flatten()
+    for word, maps in zip(look.words, look.maps.unbind(2), strict=True):
+        seen = maps.mean((0, 1)).flatten()
         assert {i: seen[i].item() for i in seen.nonzero().flatten().tolist()} == expected[word]
     assert gazing.method.record_attention is None
 
 
-def test_attention_is_the_mean_over_heads_and_layers_of_the_method(trained):
+def test_attention_is_that_of_every_head_and_layer_of_the_method(trained):
     model = SeeGPT.load(trained)
     feats, start, ids = model.image_features(torch.randn(1, 3, 64, 64)), [256, 5], [7, 8, 9]
-    maps = sample.attention_maps(model, feats, start, ids)
+    maps, numbers = attention.attention_maps(model, feats, start, ids)
     model.method.record_attention = []
     model(feats, torch.tensor([start + ids]))
     layers = torch.stack([att[0] for _, att in model.method.record_attention])  # (L, nh, 5, 65)
-    by_hand = [sum(att[1, 1 + patch] for att in layers.flatten(0, 1)) for patch in range(64)]
-    torch.testing.assert_close(maps[0].flatten(), torch.stack(by_hand) / len(layers.flatten(0, 1)))
+    torch.testing.assert_close(maps.flatten(3), layers[:, :, 1:4, 1:])
+    assert numbers == [l for l, _ in model.method.record_attention]
     assert len(layers) > 1 and not torch.allclose(layers[0], layers[1])
 
 
@@ -223,7 +226,7 @@ def test_attn_writes_a_sheet_with_a_cell_for_every_word_of_the_first_pictures(
     for path in files:
         Image.new("RGB", (64, 64)).save(path)
     command("--prompt", "xy", "--beam", 1, "--attn", tmp_path / "a.png", *files)
-    assert "shows the first 2 of 3 pictures" in capsys.readouterr().err
+    assert "a.png: 2 of 3 pictures" in capsys.readouterr().err
     (title, name, cells), _ = blocks
     assert (title, name) == ("a bc d", str(files[0]))
     assert [label for _, label in cells] == ["", "a", "bc", "d"]
@@ -231,5 +234,23 @@ def test_attn_writes_a_sheet_with_a_cell_for_every_word_of_the_first_pictures(
     patches = light.reshape(4, 8, 24, 8, 24).mean((2, 4)).reshape(4, 64)  # of 24 x 24 pixels
     assert patches[0].max() < 20 and patches[1:].argmax(1).tolist() in ([2, 3, 5], [2, 4, 5])
     assert patches[2].max() < patches[1].max() - 20
+    assert patches[1].min() == patches[0].min(), "what is not looked at stays as it is"
     image = Image.open(tmp_path / "a.png")
     assert image.format == "PNG" and image.width == 2 * pictures.MARGIN + 4 * 192 + 3 * pictures.GAP
+
+
+def test_html_holds_the_words_and_maps_of_every_picture_and_no_folder(gazing, tmp_path, files):
+    """The page's numbers are square roots, 255 for the most; "bc" looks at two patches."""
+    name = photo(tmp_path / "secret" / "<script>.png")
+    command("--prompt", "xy", "--html", tmp_path / "a.html", *files, name)
+    text = (tmp_path / "a.html").read_text("utf-8")
+    assert "secret" not in text and "<script>." not in text and "http" not in text.replace(
+        "http-equiv", "")
+    readings = json.loads(re.search(r"readings} = (.*);\n", text)[1])["readings"]
+    names = [r["name"].split(", 50 x 40: the square")[0] for r in readings]
+    assert names == ["0.png", "1.png", "2.png", "<script>.png"]
+    look = readings[0]["look"]
+    maps = np.frombuffer(base64.b64decode(look["maps"]), np.uint8).reshape(-1, 2, 3, 64)
+    assert look["words"] == ["a", "bc", "d"] and look["layers"] == [*range(len(gazing.lm.h))]
+    seen = [{i: maps[1, 0, w, i] for i in np.flatnonzero(maps[1, 0, w])} for w in range(3)]
+    assert seen == [{2: 255}, {3: 180, 4: 180}, {5: 255}]

@@ -512,3 +512,15 @@ class Method(Base):
 """)
     with pytest.raises(UserError, match=says):
         fit(dataset, tmp_path / "run", "--method", name)
+
+
+def test_on_a_terminal_a_step_overwrites_the_one_before_and_what_is_kept_leaves_no_rest_of_it(
+        monkeypatch, capsys):
+    processes = Processes("cpu")
+    for terminal in (False, True):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+        for words, renew in (("step 1, a long line", True), ("step 2", True), ("saved", False)):
+            processes.say(words, renew=renew)
+    pipe, terminal = capsys.readouterr().out.split("saved\n", 1)
+    assert pipe == "step 1, a long line\nstep 2\n"
+    assert terminal == f"step 1, a long line\r{'step 2':19}\r{'saved':6}\n"
