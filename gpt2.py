@@ -87,11 +87,14 @@ class Cache:
 
     def reorder(self, rows):
         """Row i continues what row rows[i] has read, a row of its own group."""
-        moved = [i for i, row in enumerate(rows) if i != row]
-        source = [rows[i] for i in moved]
+        moved = [(i, row) for i, row in enumerate(rows) if i != row]
+        if not moved:
+            return
+        device = next(kv.device for kv in self.kv if kv is not None)
+        to, source = torch.tensor(moved, device=device).T  # a list would be sent for every layer
         for kv, start, end in zip(self.kv, self.shared, self.len):
-            if kv is not None and moved:
-                kv[:, moved, :, start:end] = kv[:, source, :, start:end]
+            if kv is not None:
+                kv[:, to, :, start:end] = kv[:, source, :, start:end]
 
 
 class Attention(nn.Module):

@@ -34,7 +34,7 @@ from data.shapes import prepare
 from data.shapes.exact import report_exact
 from data.tasks import find_dataset
 from lib import cli, curves
-from lib.devices import Processes, autocast, peak_memory, pick_dtype, to_device
+from lib.devices import Processes, autocast, compile_model, peak_memory, pick_dtype, to_device
 from lib.files import repo_path
 from lib.optim import check_reached, make_optimizer, schedule
 from lib.runs import (Log, check_finite, grad_scaler, loop, print_parameters, put_back, save_resume,
@@ -84,7 +84,7 @@ class Config:
     device: str = opt("auto", "auto, cpu, cuda, mps")
     dtype: str = opt("auto", "precision of the forward pass",
                      choices=("auto", "float32", "bfloat16", "float16"))
-    compile: bool = opt(None, "torch.compile; default: on CUDA only")
+    compile: bool = opt(None, "torch.compile; default: on CUDA, where it works")
 
 
 class Run:
@@ -190,10 +190,7 @@ def train(model, run):
     if run.resume:
         first, best = put_back(run.resume, model, optimizer, scaler, best=best)
         say(f"resuming after step {first}")
-    compiled = model
-    if config.compile or (config.compile is None and run.device.type == "cuda"):
-        say("compiling: the first steps take a minute, the others are faster; --no-compile: none")
-        compiled = torch.compile(model)
+    compiled = compile_model(model, config.compile, run.device, say)
     say(f"{len(data['train'].entries):,} images, {steps:,} steps of {config.batch} images with "
         f"{config.rows} texts; saved every {config.eval_every:,} steps and at the end")
     log, left = Log(run.out / "log.jsonl", first, processes), time_left(first, steps)

@@ -44,12 +44,27 @@ def pick_dtype(name, device):
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16, "this GPU computes in it, and it needs no loss scaling"
         return torch.float16, "this GPU has no bfloat16; the loss is scaled to keep small gradients"
-    return torch.float32, "the reference; on a CPU or MPS the others are seldom faster"
+    return torch.float32, "the reference; bfloat16 pays for large models, where a CPU has it"
 
 
 def autocast(device, dtype):
     """A context in which matrix products run in dtype; does nothing for float32."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def compile_model(model, wanted, device, say):
+    """The model as torch.compile has it, if that is wanted; None: on CUDA only. Where it cannot
+    work (no Triton, a GPU older than capability 7.0, no C++ compiler), the model as it is: say
+    gives the reason in one line."""
+    if not (device.type == "cuda" if wanted is None else wanted):
+        return model
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))  # seconds, not a minute
+    except Exception as e:  # of many types, by what is missing
+        say(f"not compiling, torch.compile does not work here: {first_line(e)}")
+        return model
+    say("compiling: the first steps take a minute, the others are faster; --no-compile: none")
+    return torch.compile(model)
 
 
 class Processes:
@@ -175,6 +190,10 @@ def peak_memory(device):
     None on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
+    # pitfall: getrusage's number begins, on Linux, with that of the process that started this one.
+    with contextlib.suppress(OSError, StopIteration):
+        with open("/proc/self/status", encoding="utf-8") as lines:
+            return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
     try:
         import resource
     except ImportError:
