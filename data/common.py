@@ -249,7 +249,7 @@ def write_answers(folder, answers):
 
 def write_meta(folder, meta):
     """Writes the task, the counts and what else is worth knowing as folder/meta.json."""
-    write_json(Path(folder) / "meta.json", meta, ELSEWHERE)
+    write_json(Path(folder) / "meta.json", meta, ELSEWHERE, quiet=True)
 
 
 def write_items(splits, skipped, folder, out, task, unit, **meta):

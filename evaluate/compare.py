@@ -238,6 +238,7 @@ def main(config):
     write_json(path.with_suffix(".json"), results)
     with replacing(path.with_suffix(".md")) as f:
         f.write(f"{table}\n".encode())
+    note(f"{path.with_suffix('.md')} is written")
     print(table)
     settings = read_run_info(next(iter(folders.values()))[0])["train"]
     print(f"\n{config.seeds} seeds, {settings['epochs']:g} epochs of 8,000 images with "

@@ -42,7 +42,7 @@ def few_shot(model, items, hits, config, settings):
         for name, scores in found.items():
             row = accuracies.setdefault(name, {}).setdefault(K, [])
             row.append(100 * chosen(scores, hits).mean())
-        write_json(config.json, {"settings": settings, "accuracies": accuracies})
+        write_json(config.json, {"settings": settings, "accuracies": accuracies}, quiet=True)
         note(f"{K} shots, seed {seed}: " + ", ".join(
             f"{name} {accuracies[name][K][-1]:.1f}" for name in found) + f"; {left(done)} left")
     # The population's standard deviation, as CPT reports it.
@@ -51,6 +51,8 @@ def few_shot(model, items, hits, config, settings):
     print(markdown([["accuracy x 100, shots", *shots],
                     *([name, *("{:.1f} ± {:.1f}".format(*row[K]) for K in shots)]
                       for name, row in rows.items())]))
+    if config.json:
+        note(f"{config.json} is written")
     if config.png:
         draw_curve(rows, config.png, 100 * np.mean([np.mean(h) for h in hits]))
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from data.shapes.exact import exact_columns, scenes_of
 from data.tasks import task_of
-from lib.cli import UserError
+from lib.cli import UserError, note
 from lib.files import read_json, replacing, write_json
 from lib.pictures import captioned, open_image
 
@@ -86,6 +86,7 @@ def write_results(path, dataset, config, items, texts, scores, each):
         with replacing(beside(path, name)) as f:
             lines = [{id_key: i, text_key: text} for i, text in zip(ids, texts[name])]
             f.write(json.dumps(lines, indent=0).encode() + b"\n")
+        note(f"{beside(path, name)} is written")
     write_json(path, result)
 
 

@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from lib.cli import UserError
+from lib.cli import UserError, note
 
 
 def open_file(path):
@@ -157,10 +157,13 @@ def plain_errors(path):
         raise UserError(f"{path}: {e.strerror or e}") from e
 
 
-def write_json(path, result, hint=""):
+def write_json(path, result, hint="", quiet=False):
+    """Writes a file, unless path is "", and says so, unless quiet."""
     if path:
         with replacing(path, hint) as f:
             f.write(json.dumps(result, indent=1).encode() + b"\n")
+        if not quiet:
+            note(f"{path} is written")
 
 
 def check_writable(path, name=None):

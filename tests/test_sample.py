@@ -108,8 +108,9 @@ def test_a_broken_image_costs_one_line_but_not_the_others(trained, files, capsys
         command("--ckpt", trained, "--json", files[0].parent / "c.json", "none.png", *files)
     out, errors = capsys.readouterr()
     assert [line.split(": ")[0] for line in out.splitlines()] == [str(f) for f in files[::2]]
-    none, broken = errors.splitlines()
+    none, broken, written = errors.splitlines()
     assert "none.png: no such image" in none and "1.png: not a readable image" in broken
+    assert written == f"{files[0].parent / 'c.json'} is written"
     assert len(json.loads((files[0].parent / "c.json").read_text("utf-8"))) == 2
 
 
