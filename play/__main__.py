@@ -3,9 +3,9 @@
     python -m play                         the newest runs in out/, each for what it has learnt
     python -m play --ckpt out/a out/b      certain ones
 
-                  python train.py                                  a caption, word by word
-                  python train.py --dataset shapes/vqa --search    answers to questions
-                  python train.py --dataset shapes/regions         which thing is meant
+    python train.py                                                            a caption
+    python train.py --dataset shapes/vqa --search                              answers to questions
+    python train.py --dataset shapes/regions --init_from out/shapes-ituning    which thing is meant
 
 The page is served to this machine alone (127.0.0.1); open the address that is printed. Ctrl-C ends
 it. Nothing leaves the machine, and the page works without a network.

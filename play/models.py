@@ -21,7 +21,8 @@ from weights.checkpoints import checkpoint_file, read_run_info
 # What the page can do, and the command that makes a model for it.
 COMMANDS = {"caption": "python train.py",
             "answer": "python train.py --dataset shapes/vqa --search",
-            "point": "python train.py --dataset shapes/regions"}
+            "point": ("python train.py --dataset shapes/regions "
+                      "--init_from out/shapes-ituning")}
 LONGEST = 200  # characters of a question or an expression
 BOXES = 64  # that an expression can choose among, at most
 TOP = 5  # answers shown
