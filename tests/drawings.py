@@ -12,14 +12,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import lib  # noqa: F401  isort: skip (lib before torch)
+from lib.settings import pick_checkpoint  # isort: skip (lib before torch)
 import numpy as np
 import torch
 from PIL import Image
 
 from clip_vit import preprocess
 from data.shapes import world
-from lib.settings import pick_checkpoint
 from model import SeeGPT
 
 RADII = {"small": (4.2, 6.6), "large": (8.6, 11.5)}

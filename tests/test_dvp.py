@@ -23,6 +23,7 @@ from data.batches import Batch, Batches, answer_accuracy
 from data.common import write_meta, write_split
 from data.features import image_features_of
 from data.shapes import world
+from data.shapes.drawing import render
 from data.shapes.prepare import scene_items
 from data.tasks import load_split
 from evaluate import __main__ as evaluate
@@ -50,7 +51,7 @@ def questions(tmp_path_factory):
         items = []
         for i in range(n):
             scene = world.sample_from(rng, 1 + i % 2, ("train",))
-            world.render(scene, rng).save(folder / f"{split}{i}.png")
+            render(scene, rng).save(folder / f"{split}{i}.png")
             items += [{"image": f"{split}{i}.png", **x} for x in scene_items("vqa", scene, rng)]
         write_split(folder, split, [{"id": i, **item} for i, item in enumerate(items)])
     write_meta(folder, {"task": "vqa"})

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from clip_vit import CLIPText, CLIPViT, preprocess
 from data.shapes import clip_batches, prepare, pretrain, texts, world
-from data.shapes.drawing import SHADES, background, mark, outline
+from data.shapes.drawing import SHADES, background, mark, outline, render
 from data.shapes.export import save_clip, save_gpt2
 from data.shapes.world import Thing, with_article
 from data.tasks import load_split
@@ -108,7 +108,7 @@ def colour_at(image, x, y):
 def test_things_stay_inside_and_apart_and_pictures_show_their_colours(rng):
     seen = []
     for scene in scenes(rng, 100, (1, 2, 7)):
-        image = world.render(scene, rng)
+        image = render(scene, rng)
         assert world.is_valid(scene)
         seen += [colour_at(image, t.x, t.y) == t.colour for t in scene]
         for t in scene:
@@ -176,7 +176,7 @@ def test_pretraining_sees_no_val_test_or_novel_scene(rng):
 
 
 def test_a_marker_is_half_of_its_colour_and_the_rest_of_the_picture_stays(rng):
-    image = world.render(world.sample(rng, 3), rng)
+    image = render(world.sample(rng, 3), rng)
     before = np.array(image, int)
     mark(image, [10.2, 20, 9, 8.7], (240, 0, 30), 0.5)
     after, box = np.array(image, int), (slice(20, 29), slice(10, 19))
@@ -189,7 +189,7 @@ def test_of_a_marked_thing_the_marker_is_seen_around_it_and_is_what_it_is_in(rng
     seen = 0
     for paint in 20 * [*world.COLOURS]:
         t = Thing("large", "red", "circle", 32, 32, 9, paint)
-        picture, plain = (np.asarray(world.render([x], random.Random(paint)), int)
+        picture, plain = (np.asarray(render([x], random.Random(paint)), int)
                           for x in (t, replace(t, paint="")))
         seen += np.abs(picture[25, 24] - picture[8, 8]).max() > 15  # a corner of the box
         assert paint == t.seen and f"large circle in {paint}" in clip_batches.names(t)
@@ -253,7 +253,7 @@ def test_the_tiny_clip_tells_near_duplicates_apart(rng):
     encode, right = get_clip_tokenizer(TINY_CLIP), []
     for group in (clip_batches.near_duplicates(rng) for _ in range(60)):
         if len(group[0]) == 2:
-            images = torch.stack([preprocess(world.render(s, rng), 64) for s in group])
+            images = torch.stack([preprocess(render(s, rng), 64) for s in group])
             caption = text.encode_text(encode(world.captions(group[0], rng)[:1]))
             scores = F.cosine_similarity(vit.encode_image(images), caption)
             right.append(int(scores.argmax()) == 0)

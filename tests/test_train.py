@@ -24,6 +24,7 @@ import train
 from data.batches import Batches, epoch_order
 from data.common import write_meta, write_split
 from data.shapes import world
+from data.shapes.drawing import render
 from gpt2 import GPT2
 from lib.cli import UserError
 from lib.devices import Processes, pick_device
@@ -46,7 +47,7 @@ def dataset(tmp_path_factory):
         items = []
         for i in range(n):
             scene = world.sample_from(rng, 1 + i % 2, ("train",))
-            world.render(scene, rng).save(folder / f"{split}{i}.png")
+            render(scene, rng).save(folder / f"{split}{i}.png")
             captions = world.captions(scene, rng)
             items.append({"id": i, "image": f"{split}{i}.png", "scene": world.to_json(scene),
                           "captions": (captions + captions[:2])[:(5, 1, 7, 6)[i % 4]]})

@@ -18,6 +18,7 @@ import torch
 
 from clip_vit import preprocess
 from data.shapes import world
+from data.shapes.drawing import render
 from data.shapes.texts import ATTRIBUTES
 from data.shapes.world import PRETRAINING, SIDE, WIDE, with_article
 
@@ -43,10 +44,10 @@ def clip_batch(rng, tokenize, patch, relations):
     scenes = [s for _ in range(GROUPS) for s in near_duplicates(rng)] + [[]] * EMPTY
     captions = [rng.choice(world.captions(s, rng)) for s in scenes]
     fits = torch.tensor(which_fit(captions, scenes))
-    images = [world.render(s, rng) for s in scenes]
+    images = [render(s, rng) for s in scenes]
     crowded = [world.marked(world.sample_from(rng, rng.randint(2, 7), PRETRAINING, WIDE), rng)
                for _ in range(CROWDED)]
-    images += [world.render(s, rng, strays=rng.choice((0, 0, 1))) for s in crowded]
+    images += [render(s, rng, strays=rng.choice((0, 0, 1))) for s in crowded]
     scenes += crowded
     images = torch.stack([preprocess(image, SIDE) for image in images])
     patches, real = region_patches(scenes, patch, rng.randrange(2 ** 32))

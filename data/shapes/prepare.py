@@ -30,6 +30,7 @@ sys.path.insert(0, str(HERE.parent.parent))  # the project's root, for the impor
 
 from data.common import write_meta, write_split
 from data.shapes import texts, world
+from data.shapes.drawing import render
 from lib.cli import UserError, opt, parse, run
 
 TASKS = ("caption", "vqa", "entail", "refer", "regions")
@@ -98,7 +99,7 @@ def prepare(task, folder, seed=1337):
             if task == "regions":  # some are marked: "the star is in red" is then true of that
                 scene = world.marked(scene, rng, often=0.95, shares=(0.3, 0.7))
             strays = rng.randint(0, 1) if task == "regions" else 0
-            world.render(scene, rng, strays).save(folder / image, compress_level=1)
+            render(scene, rng, strays).save(folder / image, compress_level=1)
             truth = {} if task == "regions" else {"scene": world.to_json(scene)}
             items += [{"id": len(items) + j, "image": image, **item, **truth}
                       for j, item in enumerate(scene_items(task, scene, rng))]

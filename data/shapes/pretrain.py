@@ -39,6 +39,7 @@ from clip_vit import CLIPText, CLIPViT
 from data.shapes import plms, world
 from data.shapes.bpe import clip_vocabulary, gpt2_vocabulary
 from data.shapes.clip_batches import clip_batch
+from data.shapes.drawing import render
 from data.shapes.export import save_clip, save_gpt2
 from data.shapes.texts import discourse
 from gpt2 import GPT2, GPT2Config
@@ -78,7 +79,7 @@ def provenance(config, step):
     """What made a file: the command, and a hash of the world's first texts and pictures."""
     rng = random.Random("origin")
     data = "\n".join(corpus(1000, 1337)).encode()
-    data += b"".join(world.render(scene_for(rng), rng).tobytes() for _ in range(100))
+    data += b"".join(render(scene_for(rng), rng).tobytes() for _ in range(100))
     return {"command": " ".join(["python data/shapes/pretrain.py", *sys.argv[1:]]),
             "steps": str(step), "seed": str(config.seed),
             "data_sha256": hashlib.sha256(data).hexdigest()}

@@ -19,7 +19,7 @@ import hashlib
 import re
 from dataclasses import asdict, dataclass, replace
 
-from data.shapes.drawing import COLOURS, SIDE, render
+from data.shapes.drawing import COLOURS, SIDE
 
 SIZES = {"small": 5.5, "large": 9.5}  # radius in pixels of a Thing that has none of its own
 RADII = {"small": (4.2, 6.6), "large": (8.6, 11.6)}  # of those that are drawn, with a clear gap

@@ -19,6 +19,7 @@ import torch
 import train
 from data.common import write_meta, write_split
 from data.shapes import world
+from data.shapes.drawing import render
 from data.shapes.prepare import scene_items
 from lib import cli
 from lib.devices import Processes
@@ -46,7 +47,7 @@ def words_of(kind, out):
             items = []
             for i in range(n):
                 scene = world.sample_from(rng, 1 + i % 2, ("train",))
-                world.render(scene, rng).save(data / f"{split}{i}.png")
+                render(scene, rng).save(data / f"{split}{i}.png")
                 items += [{"image": f"{split}{i}.png", **x}
                           for x in scene_items(data.name, scene, rng)]
             write_split(data, split, [{"id": i, **item} for i, item in enumerate(items)])
