@@ -64,9 +64,9 @@ class Config:
     shots: list = opt([], "numbers of expressions to tune on (CPT 1 2 4 8 16), or all")
     seeds: int = opt(5, "few-shot runs for each number, with seeds 0, 1, ... (CPT 5)", at_least=1)
     steps: int = opt(500, "steps of a few-shot run (CPT 500)", at_least=1)
-    lr: list = opt(["3e-5", "3e-4"], "peak learning rates of CPT, a row each: the published one, "
+    lr: list = opt(["3e-5", "1e-5"], "peak learning rates of CPT, a row each: the published one, "
                                      "and one chosen on val")
-    head_lr: list = opt(["6e-5", "1e-3"], "the same of the fine-tuned head; it takes ten times as "
+    head_lr: list = opt(["6e-5", "3e-4"], "the same of the fine-tuned head; it takes ten times as "
                                           "many steps (as released)")
     loss: list = opt(["proposals"], f"of CPT, a row each: {', '.join(LOSSES)} (evaluate/tuning.py)")
     jobs: int = opt(1, "few-shot runs side by side, on a CPU: as many as it has cores", at_least=1)

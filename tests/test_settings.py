@@ -244,9 +244,11 @@ def test_a_flag_that_can_take_effect_no_more_is_refused(run, flag, value, was):
 
 def test_readme_commands_parse():
     """Every `python FILE.py ...`, `python -m MODULE ...` and `torchrun ... FILE.py ...` at the
-    beginning of a line or behind && is accepted by the parser of that command."""
-    readme = (ROOT / "README.md").read_text("utf-8")
-    lines = re.findall(r"^(?:pip .*&& )?(?:python|torchrun) (.*)$", readme, re.M)
+    beginning of a line, behind && or in a sentence is accepted by the parser of that command."""
+    readme = (ROOT / "README.md").read_text("utf-8").replace("\\\n", "")
+    lines = re.findall(r"(?:^|&& )(?:python|torchrun) (?!-m venv)([^&\n]*)", readme, re.M)
+    prose = re.sub("```.*?```", "", readme, flags=re.S)
+    lines += re.findall(r"`(?:python|torchrun) ([^`]*)`", prose)
     assert len(lines) > 25
     for line in lines:
         name, *words = shlex.split(re.sub(r"^(-\S+ )*|\.\.\.", "", line), comments=True)
