@@ -24,7 +24,8 @@ def few_shot(model, items, hits, config, settings):
     """Prints the accuracy x 100 of every row for each of --shots: mean and standard deviation over
     the seeds. With --json every run is written when it is done, and a second call with the same
     settings goes on from there; with --png the curve is drawn."""
-    pool, shots = load_expressions(config.dataset, "train"), list(dict.fromkeys(config.shots))
+    pool, shots = load_expressions(config.dataset, "train"), list(dict.fromkeys(
+        K if K == "all" else str(int(K)) for K in config.shots))
     accuracies = read_accuracies(config.json, settings)
     todo = [(K, seed) for seed in range(config.seeds) for K in shots
             if len(accuracies.get(ZERO, {}).get(K, ())) <= seed]

@@ -22,6 +22,7 @@ import hashlib
 import re
 from collections import defaultdict
 from dataclasses import dataclass
+from multiprocessing import get_all_start_methods
 
 import numpy as np
 import torch
@@ -95,6 +96,8 @@ def check(config):
         raise UserError(f"--loss: some of {', '.join(LOSSES)}")
     for path in (config.json, config.png):
         check_writable(path)
+    if config.search and config.shots:
+        raise UserError("--search or --shots: one of them")
     if config.png and not (config.png.lower().endswith(".png")
                            and (config.shots or config.search)):
         raise UserError(f"--png {config.png}: a name that ends in .png, with --shots or --search")
@@ -243,6 +246,8 @@ def main(config):
                 if name not in ("shots", "seeds", "jobs", "json", "png", "device")}
     settings |= {"ckpt": hashlib.sha256(ckpt.read_bytes()).hexdigest(),
                  "palette": {word: list(rgb) for word, rgb in paints_of(config).items()}}
+    if config.jobs > 1 and (device.type != "cpu" or "fork" not in get_all_start_methods()):
+        raise UserError("--jobs: side by side only on a CPU of Linux or macOS; leave it out")
     if config.shots:
         return few_shot(model, items, hits, config, settings)
 

@@ -12,7 +12,7 @@ def synchronize(device):
 
 
 def fastest(f, device, seconds=1.0):
-    """The shortest time of f() in seconds, of as many runs as fit into this time, two at least."""
+    """The shortest time of f() in seconds, of the runs that fit into this time, three at least."""
     best, runs, end = float("inf"), 0, time.perf_counter() + seconds
     while runs < 3 or time.perf_counter() < end:
         began = time.perf_counter()

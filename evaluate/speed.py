@@ -81,7 +81,7 @@ class Worker:
     def __init__(self, task):
         self.task, context = task, multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, task), daemon=True)
+        self.process = context.Process(target=serve, args=(theirs, task))
         self.process.start()
         theirs.close()
 
@@ -98,6 +98,8 @@ class Worker:
             self.pipe.send("end")
         except OSError:
             pass  # it has died
+        self.process.join(5)
+        self.process.terminate()  # one that is in the middle of its work
         self.process.join()
 
 
@@ -207,13 +209,19 @@ def main(config):
         if config.peer:
             peers.save(model, folder)
         del model
-        lines, numbers = zip(*measured(config, device, folder))
-    print(markdown([head, *lines]))
-    chip = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
-    about = (f"{device} {chip}, {torch.get_num_threads()} threads, torch {torch.__version__}; "
-             f"median of {config.rounds} rounds; training in captions/s, the others in images/s")
-    print(f"\n{about}")
-    write_json(config.json, {"about": about, "lines": numbers})
+        chip = (torch.cuda.get_device_name() if device.type == "cuda" else
+                platform.processor() or platform.machine())
+        about = (f"{device} {chip}, {torch.get_num_threads()} threads, torch {torch.__version__}; "
+                 f"median of {config.rounds} rounds; training in captions/s, the others in "
+                 "images/s")
+        lines, numbers = [], []
+        try:
+            for cells, line in measured(config, device, folder):
+                lines.append(cells + [""] * (len(head) - len(cells)))
+                numbers.append(line)
+                write_json(config.json, {"about": about, "lines": numbers}, quiet=True)
+        finally:  # stopped early, there is something to read
+            print(f"{markdown([head, *lines])}\n\n{about}")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from lib.images import image_of
 from play.models import COMMANDS
 
 BYTES = 4_000_000  # of a request
-PIXELS = 4_000_000  # of its picture; the page sends a tenth of that
+PIXELS = 4_000_000  # of its picture; the page sends far fewer
 SECONDS = 15  # to send a request, and to read the reply
 AT_ONCE = 32  # requests
 POLICY = ("default-src 'none'; connect-src 'self'; img-src data: blob:; style-src 'unsafe-inline'; "
@@ -78,7 +78,7 @@ class Server(ThreadingHTTPServer):
             self.slots.release()
 
     def handle_error(self, request, client_address):
-        error = sys.exception() if hasattr(sys, "exception") else sys.exc_info()[1]
+        error = sys.exc_info()[1]
         if not isinstance(error, OSError):  # those mean that the other side has left
             note(f"a request failed: {type(error).__name__}: {error}")
 
