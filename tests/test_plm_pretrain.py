@@ -54,8 +54,8 @@ def test_files_are_read_back_as_the_model_that_was_written(folders, kind):
     assert said.replace(" ", "") == words.replace(" ", "") and (kind == "bert" or said == words)
     assert len(ids) <= len(plms.WORDS(words)) + (kind == "llama") * len(words)
     with torch.no_grad():
-        first = plms.loss(kind, lm, random.Random(0), text)
-    assert 1 < first < 12 and torch.equal(plms.loss(kind, lm, random.Random(0), text), first)
+        first, again = (plms.loss(kind, lm, random.Random(0), text) for _ in range(2))
+    assert 1 < first < 12 and abs(again - first) < 1e-5
 
 
 def test_bert_is_asked_for_15_percent_mostly_behind_masks(folders):
