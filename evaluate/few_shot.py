@@ -98,10 +98,15 @@ def read_accuracies(path, settings):
     if not path or not Path(path).exists():
         return {}
     written = read_json(Path(path), "expected the numbers of --shots in it")
-    if (not isinstance(written, dict) or written.get("settings") != settings
-            or "accuracies" not in written):
+    if not isinstance(written, dict) or written.get("settings") != settings:
         raise UserError(f"{path} is of other settings: name another file, or remove it")
-    return written["accuracies"]
+    rows = written.get("accuracies")
+    if not isinstance(rows, dict) or not all(
+            isinstance(row, dict) and all(isinstance(runs, list) and all(
+                isinstance(x, float) for x in runs) for runs in row.values())
+            for row in rows.values()):
+        raise UserError(f"{path}: damaged; remove it, or name another file")
+    return rows
 
 
 def draw_curve(rows, path, chance):

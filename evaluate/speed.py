@@ -222,6 +222,8 @@ def main(config):
                 write_json(config.json, {"about": about, "lines": numbers}, quiet=True)
         finally:  # stopped early, there is something to read
             print(f"{markdown([head, *lines])}\n\n{about}")
+            if config.json and numbers:
+                note(f"{config.json} is written")
 
 
 if __name__ == "__main__":

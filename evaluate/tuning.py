@@ -77,7 +77,7 @@ class Copies:
             self.kept.clear()
         missing = [i for i in dict.fromkeys(which) if i not in self.kept]
         some = [self.items[i] for i in missing]
-        for i, feats in painted(self.model, some, self.config, quiet=True):
+        for i, feats in painted(self.model, some, self.config, quiet=True) if some else ():
             self.kept[missing[i]] = feats.half()
         return [self.kept[i].float() for i in which]
 

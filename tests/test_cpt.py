@@ -479,6 +479,10 @@ def test_few_shot_goes_on_from_its_file(command, tmp_path):
     assert side_by_side == out
     with pytest.raises(UserError, match="of other settings"):
         command(*words, tmp_path / "b.json", "--steps", "3")
+    half = json.loads((tmp_path / "b.json").read_text()) | {"accuracies": {"zero-shot": {"1": 3}}}
+    (tmp_path / "b.json").write_text(json.dumps(half))
+    with pytest.raises(UserError, match="b.json: damaged"):
+        command(*words, tmp_path / "b.json", "--seeds", "2")
 
 
 # ---------------------------------------------------------------------------- the command
@@ -529,7 +533,8 @@ def test_sample_points_at_a_box_of_ones_own_picture(refer, host, tmp_path, capsy
 @pytest.mark.parametrize("words, says", [
     ("--shots 1 --lr x", "--lr: numbers"), ("--shots 1 --loss odd", "--loss: some"),
     ("--shots ²", "from 1 on"), ("--shots 0", "from 1 on"), ("--shots 1 --seeds 0", "must be 1"),
-    ("--png x.png", "with --shots"), ("--json odd.json/x", "odd.json/x: cannot be written"),
+    ("--png x.png", "with --shots"), ("--search --shots 1", "one of them"),
+    ("--json odd.json/x", "odd.json/x: cannot be written"),
     ("--shots " + 5000 * "9", "from 1 on"), ("--lr nan", "--lr"),
     ("--colour mauve", "there are red"),
     ("--palette odd.json", "not a palette"), ("--palette none.json", "no such file"),

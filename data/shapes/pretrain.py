@@ -1,10 +1,10 @@
 """Pre-trains the tiny backbones of the shapes world from nothing, on one CPU core.
 
     python data/shapes/pretrain.py gpt2    # text only, 5 minutes
-    python data/shapes/pretrain.py clip    # pictures and texts, 65 minutes
+    python data/shapes/pretrain.py clip    # pictures and texts, 75 minutes
     python data/shapes/pretrain.py llama bert t5    # text only (data/shapes/plms.py)
 
-The results, tiny-gpt2 and tiny-clip, are part of the repository: run this only to change them.
+The results, tiny-gpt2 and others, are part of the repository: run this only to change them.
 --resume goes on after a stop.
 
 GPT-2 reads discourse about scenes and never sees a picture. CLIP learns which text belongs to which
