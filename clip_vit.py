@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from lib.cli import UserError
+from lib.devices import attend
 from lib.images import to_rgb
 from weights.public import locate
 from weights.reading import head_count, join, layer_count, load_into, metadata, read, read_config
@@ -54,7 +55,7 @@ class Attention(nn.Module):
         B, N, D = x.shape
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         q, k, v = qkv.view(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)  # (B, nh, N, hs)
+        y = attend(q, k, v, is_causal=causal)  # (B, nh, N, hs)
         return self.out_proj(y.transpose(1, 2).reshape(B, N, D))
 
 

@@ -37,6 +37,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from lib.decoding import sample_token
+from lib.devices import attend
 from weights.public import locate
 from weights.reading import (drop_copy, head_count, layer_count, load_into, metadata, need_matrices,
                              read, read_config)
@@ -114,12 +115,12 @@ class Attention(nn.Module):
             k, v = cache.add(l, k, v)
         S = k.shape[2]  # tokens to look at: those in the cache and the T new ones
         if S == T:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            y = attend(q, k, v, is_causal=True)
         else:
             # pitfall: is_causal aligns a T x S mask at the top left. New tokens stand at the end:
             # the last of them sees all S keys.
             mask = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            y = attend(q, k, v, attn_mask=mask)
         return self.c_proj(y.transpose(1, 2).reshape(R, T, C))
 
 

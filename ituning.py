@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from clip_vit import ResidualAttentionBlock
 from gpt2 import Block
 from lib.cli import UserError, opt
+from lib.devices import attend
 from model import Method, select
 
 
@@ -108,7 +109,7 @@ class CrossAttention(nn.Module):
         # The rows of an image become one long row of queries: nothing of the image is copied.
         q = self.split_heads(self.q(h).reshape(len(k), R // len(k) * T, -1))  # (B, nh, R/B*T, hs)
         if record is None:
-            y = F.scaled_dot_product_attention(q, k, v)
+            y = attend(q, k, v)
         else:
             att = (q @ k.transpose(2, 3) / q.shape[-1] ** 0.5).softmax(-1)
             y = att @ v

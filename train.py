@@ -96,8 +96,6 @@ class Run:
         self.config, self.method_config, self.resume = config, method_config, resume
         self.out, self.processes = Path(config.out), Processes(config.device)
         self.device = self.processes.device
-        self.dtype, self.why = pick_dtype(config.dtype, self.device)
-        self.autocast = autocast(self.device, self.dtype)
         self.workers = 0 if config.cache else config.workers  # cached features are read by none
         self.method = find_method(config.method)
 
@@ -123,6 +121,9 @@ class Run:
             self.lm.tokenizer  # asked for now: a missing one should not end a run later
         self.hashes = {"lm": fingerprint(self.lm), "clip": fingerprint(self.vit)}
         self.vit, self.lm = self.vit.to(self.device), self.lm.to(self.device)
+        self.dtype, why = pick_dtype(config.dtype, self.device, self.lm.config.n_embd)
+        self.autocast = autocast(self.device, self.dtype)
+        self.processes.say(f"computing in {str(self.dtype)[6:]}: {why}")
         for split, entries in self.entries.items() if config.cache else ():
             self.feats[split] = cached_features(self.vit, entries, self.folder, split,
                                                 self.processes)
@@ -239,7 +240,7 @@ def finish(model, run, log, steps):
 def main(config, method_config, recipe, resume):
     run = Run(config, method_config, resume)
     say = run.processes.say
-    say(f"run {run.out} on {run.device}, {str(run.dtype)[6:]}: {run.why}")
+    say(f"run {run.out} on {run.device}")
     say(f"recipe {recipe}; not at its default: {differing(config, method_config)}")
     run.load_data()
     with writing_alone(run.out, run.processes, resume):

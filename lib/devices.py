@@ -10,6 +10,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 import torch.nn as nn
+import torch.nn.functional as F
 
 from lib.cli import UserError, printable
 
@@ -33,8 +34,9 @@ def first_line(error):
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def pick_dtype(name, device):
-    """The dtype of the forward pass and the reason for it. What is trained is always float32."""
+def pick_dtype(name, device, width):
+    """The dtype of the forward pass of a language model of this width and the reason for it. What
+    is trained is always float32."""
     if name == "float16" and device.type != "cuda":
         raise UserError("--dtype float16 needs CUDA, where the loss is scaled; use float32 or "
                         "bfloat16 here")
@@ -44,12 +46,25 @@ def pick_dtype(name, device):
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16, "this GPU computes in it, and it needs no loss scaling"
         return torch.float16, "this GPU has no bfloat16; the loss is scaled to keep small gradients"
-    return torch.float32, "the reference; bfloat16 pays for large models, where a CPU has it"
+    # pitfall: without these instructions, or for small models, bfloat16 is slower than float32.
+    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() and width >= 512:
+        return torch.bfloat16, "this CPU has instructions for it, and the model is wide"
+    return torch.float32, "the reference; bfloat16 pays for wide models, where a CPU has it"
 
 
 def autocast(device, dtype):
     """A context in which matrix products run in dtype; does nothing for float32."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def attend(q, k, v, **mask):
+    """F.scaled_dot_product_attention, but on a CPU never with a backward pass in bfloat16, which in
+    torch takes two to five times as long as one in float32."""
+    learns = q.requires_grad or k.requires_grad
+    if learns and q.dtype == torch.bfloat16 and q.device.type == "cpu":
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), **mask)
+    return F.scaled_dot_product_attention(q, k, v, **mask)
 
 
 def compile_model(model, wanted, device, say):

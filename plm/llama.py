@@ -37,6 +37,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root, for these:
 from gpt2 import GPT2
 from lib.cli import UserError, opt, parse, run
+from lib.devices import attend
 from weights.llama_layouts import read_llama, told_number, told_rope
 from weights.public import locate
 from weights.reading import drop_copy, layer_count, load_into, need_matrices, weight_file
@@ -128,7 +129,7 @@ class Attention(nn.Module):
             mask = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
         group = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)  # (R, nh, S, hs)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        y = attend(q, k, v, attn_mask=mask, is_causal=mask is None)
         return self.o_proj(y.transpose(1, 2).reshape(R, T, -1))
 
 
