@@ -3,7 +3,7 @@
     python train.py                                   the shapes world, minutes on a laptop's CPU
     python train.py --dataset coco                    captions (python data/coco/prepare.py first)
     python train.py --dataset shapes/vqa --search     questions; first finds the prompt's layer
-    python train.py --dataset path/to/folder          your own: train.jsonl, val.jsonl (see README)
+    python train.py --dataset path/to/folder          your own photos (python data/folder/prepare.py)
     python train.py --dataset coco --init_from out/vg    begin with what another run trained
     python train.py --resume                          go on with the newest run, exactly
     torchrun --standalone --nproc_per_node=8 train.py --dataset coco

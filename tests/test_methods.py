@@ -18,7 +18,7 @@ from clip_vit import CLIPViT
 from gpt2 import GPT2, Cache, GPT2Config
 from lib.cli import UserError, parse
 from lib.settings import METHODS, find_method
-from model import SeeGPT, TextState
+from model import Method, SeeGPT, TextState
 from weights.reading import read
 
 V, T, B, K = 37, 7, 2, 3
@@ -174,8 +174,9 @@ def test_logits_are_made_where_there_are_targets_and_nowhere_else(name):
     close(logits, everywhere[scored], 1e-4)
     wanted = scored.flatten().nonzero()[:, 0]
     assert torch.equal(model(images, idx, targets, None, wanted)[0], logits)
-    by_hand = [-everywhere[r, t].log_softmax(0)[targets[r, t]] for r, t in scored.nonzero()]
-    torch.testing.assert_close(loss, torch.stack(by_hand).mean())
+    if type(model.method).loss is Method.loss:  # a method of one's own may have another
+        by_hand = [-everywhere[r, t].log_softmax(0)[targets[r, t]] for r, t in scored.nonzero()]
+        torch.testing.assert_close(loss, torch.stack(by_hand).mean())
 
 
 @every
@@ -204,7 +205,10 @@ def test_a_checkpoint_holds_what_was_trained_and_brings_it_back(name, tuned, tmp
 def test_step_zero_is_plain_gpt2_where_promised(name):
     model = build(name, perturb=False).eval()
     images, idx, _ = inputs()
-    assert torch.equal(model(images, idx)[0], model.lm(idx)) == (name in IDENTITY)
+    same = torch.equal(model(images, idx)[0], model.lm(idx))
+    if OWN:  # promises nothing
+        pytest.skip(f"step 0 is {'' if same else 'not '}plain GPT-2")
+    assert same == (name in IDENTITY)
 
 
 @pytest.mark.parametrize("name", ["ituning", "vanilla", "vcgpt"])

@@ -240,16 +240,23 @@ def test_a_flag_that_can_take_effect_no_more_is_refused(run, flag, value, was):
         command("--resume", "--out", "out/mine", flag, value)
 
 
-# ---------------------------------------------------------------------------- the README
+# ---------------------------------------------------------------------------- README, EXERCISES
 
-def test_readme_commands_parse():
+@pytest.mark.parametrize("name, most", [("README.md", 180), ("EXERCISES.md", 100)])
+def test_readme_and_exercises_are_short_and_as_wide_as_a_terminal(name, most):
+    lines = (ROOT / name).read_text("utf-8").splitlines()
+    assert len(lines) <= most and max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize("file, least", [("README.md", 25), ("EXERCISES.md", 10)])
+def test_commands_in_readme_and_exercises_parse(file, least):
     """Every `python FILE.py ...`, `python -m MODULE ...` and `torchrun ... FILE.py ...` at the
     beginning of a line, behind && or in a sentence is accepted by the parser of that command."""
-    readme = (ROOT / "README.md").read_text("utf-8").replace("\\\n", "")
-    lines = re.findall(r"(?:^|&& )(?:python|torchrun) (?!-m venv)([^&\n]*)", readme, re.M)
-    prose = re.sub("```.*?```", "", readme, flags=re.S)
+    text = (ROOT / file).read_text("utf-8").replace("\\\n", "")
+    lines = re.findall(r"(?:^(?: {4})?|&& )(?:python|torchrun) (?!-m venv|-c)([^&\n]*)", text, re.M)
+    prose = re.sub("```.*?```", "", text, flags=re.S)
     lines += re.findall(r"`(?:python|torchrun) ([^`]*)`", prose)
-    assert len(lines) > 25
+    assert len(lines) >= least
     for line in lines:
         name, *words = shlex.split(re.sub(r"^(-\S+ )*|\.\.\.", "", line), comments=True)
         if name == "pytest":
@@ -257,8 +264,17 @@ def test_readme_commands_parse():
         folder = ROOT / name / "__main__.py"
         name = f"{name}.__main__" if folder.exists() else name.removesuffix(".py").replace("/", ".")
         if name == "train":
-            # No run to resume is here, nor a first stage; mymethod.py is the reader's own.
+            # No run to resume is here, nor a first stage; these methods are the reader's own.
             line = re.sub(r"--resume|--init_from \S+", "", shlex.join(words))
-            command(*shlex.split(line.replace("mymethod", "ituning")))
+            command(*shlex.split(re.sub("mymethod|smooth|gated", "ituning", line)))
         else:
             parse(importlib.import_module(name).Config, argv=words)
+
+
+@pytest.mark.parametrize("line", re.findall(
+    r"^ {4}python -m pytest (.* -k .*)$", (ROOT / "EXERCISES.md").read_text("utf-8"), re.M))
+def test_the_checks_of_the_exercises_are_there(line):
+    """Every word behind -k names a test."""
+    *files, _, words = shlex.split(line)
+    tests = "".join((ROOT / name).read_text("utf-8") for name in files)
+    assert all(re.search(rf"def test_\w*{word}", tests) for word in words.split(" or "))
