@@ -188,7 +188,8 @@ class GPT2(nn.Module):
 
     def head(self, x, norm=None):
         """The last states -> logits (.., V) in float32: a norm (None: ln_f), then the embedding."""
-        return F.linear((norm or self.ln_f)(x), self.wte.weight).float()
+        weight = getattr(self.wte, "rounded", self.wte.weight)  # lib/devices.py, cast_matrices
+        return F.linear((norm or self.ln_f)(x), weight).float()
 
     def forward(self, idx, cache=None):
         x = self.embed(idx, cache.len[0] if cache else 0)

@@ -3,7 +3,7 @@
     python train.py                                   the shapes world, minutes on a laptop's CPU
     python train.py --dataset coco                    captions (python data/coco/prepare.py first)
     python train.py --dataset shapes/vqa --search     questions; first finds the prompt's layer
-    python train.py --dataset path/to/folder          your own photos (python data/folder/prepare.py)
+    python train.py --dataset path/to/folder          photos of your own (data/folder/prepare.py)
     python train.py --dataset coco --init_from out/vg    begin with what another run trained
     python train.py --resume                          go on with the newest run, exactly
     torchrun --standalone --nproc_per_node=8 train.py --dataset coco
@@ -34,7 +34,8 @@ from data.shapes import prepare
 from data.shapes.exact import report_exact
 from data.tasks import find_dataset
 from lib import cli, curves
-from lib.devices import Processes, autocast, compile_model, peak_memory, pick_dtype, to_device
+from lib.devices import (Processes, autocast, check_dtype, compile_model, peak_memory, pick_dtype,
+                         to_device)
 from lib.files import repo_path
 from lib.optim import check_reached, make_optimizer, schedule
 from lib.runs import (Log, check_finite, grad_scaler, loop, print_parameters, put_back, save_resume,
@@ -96,6 +97,7 @@ class Run:
         self.config, self.method_config, self.resume = config, method_config, resume
         self.out, self.processes = Path(config.out), Processes(config.device)
         self.device = self.processes.device
+        check_dtype(config.dtype, self.device)
         self.workers = 0 if config.cache else config.workers  # cached features are read by none
         self.method = find_method(config.method)
 

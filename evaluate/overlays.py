@@ -2,7 +2,7 @@
 
     outside blurred, outside greyed    log p of the expression itself, given a copy in which all but
                                        the region is blurred (FGVP) or greyed
-    less the mean over others        log p(red), less its mean over other expressions: what a
+    less the mean over others          log p(red), less its mean over other expressions: what a
                                        copy says whatever is asked tells nothing (as ReCLIP's)
 """
 

@@ -57,7 +57,7 @@ def few_shot_steps(params, lr, steps):
     AdamW as in CPT's code: betas (0.9, 0.98), weight decay 0.01 on matrices, a tenth of the steps
     to warm up. differs: gradients are clipped to a norm of 1, as in train.py.
     """
-    # fused: with models this small, the many small operations of the others take as long as a layer
+    # fused: the dozen small operations for every parameter would be a twelfth of the head's step
     optimizer = torch.optim.AdamW(parameter_groups(params, lr, 0.01), betas=(0.9, 0.98),
                                   fused=params[0].device.type != "mps")
     for step in range(steps):

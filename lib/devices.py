@@ -34,22 +34,26 @@ def first_line(error):
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def pick_dtype(name, device, width):
-    """The dtype of the forward pass of a language model of this width and the reason for it. What
-    is trained is always float32."""
+def check_dtype(name, device):
+    """UserError for a precision in which nothing can be trained on this device."""
     if name == "float16" and device.type != "cuda":
         raise UserError("--dtype float16 needs CUDA, where the loss is scaled; use float32 or "
                         "bfloat16 here")
+
+
+def pick_dtype(name, device, width):
+    """The dtype of the forward pass of a language model of this width and the reason for it. What
+    is trained is always float32."""
     if name != "auto":
         return getattr(torch, name), "as asked"
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16, "this GPU computes in it, and it needs no loss scaling"
         return torch.float16, "this GPU has no bfloat16; the loss is scaled to keep small gradients"
-    # pitfall: without these instructions, or for small models, bfloat16 is slower than float32.
+    # The tiny models of shapes would gain a fifth; they stay with the reference.
     if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() and width >= 512:
         return torch.bfloat16, "this CPU has instructions for it, and the model is wide"
-    return torch.float32, "the reference; bfloat16 pays for wide models, where a CPU has it"
+    return torch.float32, "the reference; bfloat16 pays most for wide models, where a CPU has it"
 
 
 def autocast(device, dtype):
@@ -185,12 +189,14 @@ def cast_matrices(models, dtype):
 
     For torch.autocast with that dtype, which otherwise rounds the same matrices on every pass: half
     the memory, the same results bit for bit. Embeddings and norms, which autocast leaves alone,
-    stay float32.
+    stay float32; of an embedding a copy, `rounded`, is held for a head that shares it.
     """
     for module in (module for model in models for module in model.modules()):
         if isinstance(module, (nn.Linear, nn.Conv2d)) or hasattr(module, "in_proj_weight"):
             for p in module.parameters(recurse=False):
                 p.data = p.data.to(dtype)
+        elif isinstance(module, nn.Embedding):
+            module.rounded = module.weight.to(dtype)
 
 
 def to_device(batch, device):

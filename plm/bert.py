@@ -37,6 +37,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root, for these:
 from lib.cli import UserError, opt, parse, run
+from lib.devices import attend
 from plm.rows import start_bert
 from weights.public import locate
 from weights.reading import (drop_copy, head_count, layer_count, load_into, metadata, need_matrices,
@@ -77,7 +78,7 @@ class SelfAttention(nn.Module):
         if mask is not None:  # what a method has put in front of the text is seen by all
             mask = F.pad(mask.bool(), (x.shape[1] - mask.shape[1], 0), value=True)
         seen = None if mask is None else mask[:, None, None]  # (B, 1, 1, T)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        y = attend(q, k, v, attn_mask=seen)
         return y.transpose(1, 2).flatten(2)
 
 

@@ -191,7 +191,7 @@ class LLaMA(nn.Module):
     def head(self, x, norm=None):
         """The last states -> logits (.., V) in float32, with ln_f or another norm."""
         head = self.wte if self.lm_head is None else self.lm_head
-        return F.linear((norm or self.ln_f)(x), head.weight).float()
+        return F.linear((norm or self.ln_f)(x), getattr(head, "rounded", head.weight)).float()
 
     # Layer after layer, token after token, and the tokenizer: nothing here differs from GPT-2.
     forward, generate, start = GPT2.forward, GPT2.generate, GPT2.start

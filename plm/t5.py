@@ -42,6 +42,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root, for these:
 from gpt2 import GPT2, Cache
 from lib.cli import opt, parse, run
+from lib.devices import attend
 from plm.rows import start_t5
 from weights.public import locate
 from weights.reading import load_into
@@ -138,7 +139,7 @@ class Attention(nn.Module):
             bias = reading.bias(x.shape[1], k.shape[2])
         # pitfall: torch divides scores by sqrt(hs) unless told otherwise. T5 does not: its q were
         # smaller from the start.
-        y = F.scaled_dot_product_attention(self.split(self.q(x)), k, v, attn_mask=bias, scale=1.0)
+        y = attend(self.split(self.q(x)), k, v, attn_mask=bias, scale=1.0)
         return self.o(y.transpose(1, 2).flatten(2))
 
 

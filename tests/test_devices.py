@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from lib.cli import UserError
-from lib.devices import attend, autocast, pick_dtype
+from lib.devices import attend, autocast, check_dtype, pick_dtype
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -26,7 +26,8 @@ def test_the_precision_is_the_one_that_is_fast_here(monkeypatch, name, device, w
 
 def test_float16_without_a_gpu_is_refused():
     with pytest.raises(UserError, match="float16 needs CUDA"):
-        pick_dtype("float16", CPU, 768)
+        check_dtype("float16", CPU)
+    check_dtype("float16", GPU)
 
 
 @pytest.mark.parametrize("learns", [False, True])
