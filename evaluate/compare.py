@@ -25,7 +25,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from evaluate.tables import markdown
+from evaluate.tables import fitted, markdown
 from lib import curves
 from lib.files import check_writable, replacing, write_json
 from model import SeeGPT, TextState
@@ -59,6 +59,7 @@ TABLES = {
 }
 SCORES = {"captions": ("CIDEr-D", "BLEU-4", "objects named", "exact"),  # the last on novel, too
           "questions": ("accuracy",)}
+LESS = ("BLEU-4, test", "objects named, test", "peak memory")  # the last is left out first
 COLOURS = ("#1f4e8c", "#d1652a", "#3b8f5a", "#9cc9ab", "#7a4a9e", "#bfa3d6")
 STYLES = [{"colour": colour, "width": width, "dashed": dashed}
           for width, dashed in ((2, False), (2, True), (4, False)) for colour in COLOURS]
@@ -191,7 +192,7 @@ def mean_and_std(values):
 
 
 def table_of(results, which):
-    """The Markdown table; of questions also the cost of one of 16 tokens."""
+    """Its lines of cells; of questions also the cost of one of 16 tokens."""
     questions, metrics = which == "questions", SCORES[which]
     lines = [["method", "trained", "texts/s", "peak memory",
               *(["GMAC", "with ViT"] if questions else []),
@@ -203,7 +204,7 @@ def table_of(results, which):
                       *([f"{lm:.4f}", f"{lm + vit:.4f}"] if questions else []),
                       *(mean_and_std(r["test"][metric]) for metric in metrics),
                       mean_and_std(r["novel"][metrics[-1]])])
-    return markdown(lines)
+    return lines
 
 
 def result_of(name, title, folders, config, out):
@@ -237,9 +238,10 @@ def main(config):
     table, path = table_of(results, config.table), out / config.table
     write_json(path.with_suffix(".json"), results)
     with replacing(path.with_suffix(".md")) as f:
-        f.write(f"{table}\n".encode())
+        f.write(f"{markdown(table)}\n".encode())
     note(f"{path.with_suffix('.md')} is written")
-    print(table)
+    print(fitted(table, f"in {path.with_suffix('.md')}",
+                 lambda title: LESS.index(title) if title in LESS else -1))
     settings = read_run_info(next(iter(folders.values()))[0])["train"]
     print(f"\n{config.seeds} seeds, {settings['epochs']:g} epochs of 8,000 images with "
           f"{settings['rows']} texts each, beam {config.beam}; scores x 100, mean ± standard "

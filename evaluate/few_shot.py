@@ -8,7 +8,7 @@ import torch
 
 from evaluate.region_head import Images, score_head, tune_head
 from evaluate.regions import chosen, load_expressions
-from evaluate.tables import markdown
+from evaluate.tables import fitted
 from evaluate.tuning import Copies, draw_shots, score_cpt, tune_cpt
 from lib import curves
 from lib.cli import UserError, note, time_left
@@ -49,9 +49,9 @@ def few_shot(model, items, hits, config, settings):
     # The population's standard deviation, as CPT reports it.
     rows = {name: {K: (np.mean(runs[K][:config.seeds]), np.std(runs[K][:config.seeds]))
                    for K in shots} for name, runs in accuracies.items()}
-    print(markdown([["accuracy x 100, shots", *shots],
-                    *([name, *("{:.1f} ± {:.1f}".format(*row[K]) for K in shots)]
-                      for name, row in rows.items())]))
+    print(fitted([["accuracy x 100, shots", *shots],
+                  *([name, *("{:.1f} ± {:.1f}".format(*row[K]) for K in shots)]
+                    for name, row in rows.items())], "with --json", keep=2))
     if config.json:
         note(f"{config.json} is written")
     if config.png:

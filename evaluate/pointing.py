@@ -34,7 +34,7 @@ from evaluate.colours import NOMINAL, show_colours
 from evaluate.few_shot import few_shot
 from evaluate.overlays import centred, overlay_scores
 from evaluate.regions import chosen, hits_of, load_expressions, painted, paints_of
-from evaluate.tables import RESAMPLES, bootstrap, markdown, shown
+from evaluate.tables import RESAMPLES, bootstrap, fitted, shown
 from evaluate.tuning import LOSSES
 from lib.devices import pick_device
 from lib.files import check_writable, repo_path, write_json
@@ -217,8 +217,8 @@ def zero_shot_rows(model, items, hits, config):
 def report(rows, items, config):
     """Prints the table, and what its numbers are."""
     columns, chance = list(rows["random"]), rows["random"]["all"][0]
-    print(markdown([["", *columns], *([name, *(shown(*row[c]) for c in columns)]
-                                      for name, row in rows.items())]))
+    print(fitted([["", *columns], *([name, *(shown(*row[c]) for c in columns)]
+                                    for name, row in rows.items())], "with --json", keep=2))
     above = {name: (rows[f"CPT, {name}"]["all"][0] - chance) / max(1e-9, 100 - chance)
              for name in ("raw", "normalised")}
     proposals = np.mean([len(item["proposals"]) for item in items])

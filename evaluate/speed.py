@@ -31,7 +31,7 @@ import torch
 from clip_vit import CLIPViT
 from evaluate import peers
 from evaluate.roofline import bandwidth, floor_of, matrix_rate
-from evaluate.tables import markdown
+from evaluate.tables import fitted
 from evaluate.workloads import NEW, WORKS, Task, cost_of, make_models, our_piece
 from gpt2 import GPT2, GPT2Config
 from lib.devices import peak_memory, pick_device
@@ -221,7 +221,7 @@ def main(config):
                 numbers.append(line)
                 write_json(config.json, {"about": about, "lines": numbers}, quiet=True)
         finally:  # stopped early, there is something to read
-            print(f"{markdown([head, *lines])}\n\n{about}")
+            print(f"{fitted([head, *lines], 'with --json', keep=4)}\n\n{about}")
             if config.json and numbers:
                 note(f"{config.json} is written")
 

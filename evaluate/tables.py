@@ -50,25 +50,33 @@ def markdown(lines):
     return "\n".join(printable(f"| {' | '.join(line)} |") for line in lines)
 
 
-# What is left out of a table that is too wide goes from the end of this list to its beginning.
+WIDE = 100  # columns of a terminal
+# The metrics; what is left out of a table that is too wide goes from the end to the beginning.
 FIRST = ("accuracy", "CIDEr-D", "BLEU-4", "exact", "SPICE", "METEOR", "ROUGE-L", "objects named",
          "BLEU-1")
-WIDE = 100  # columns of a terminal
+
+
+def fitted(lines, where, rank=lambda title: 0, keep=1):
+    """Markdown of as many columns as fit into WIDE, the first keep always; a line names the others
+    and where they are. Columns of the highest rank(title) go first, of equal ones the last."""
+    columns, hidden = list(range(len(lines[0]))), []
+    while True:
+        text = markdown([[line[i] for i in columns] for line in lines])
+        if len(columns) <= keep or max(map(len, text.splitlines())) <= WIDE:
+            break
+        hidden.append(max(columns[keep:], key=lambda i: (rank(lines[0][i]), i)))
+        columns.remove(hidden[-1])
+    more = f"More {where}: {'; '.join(lines[0][i] for i in hidden[::-1])}."
+    return text + f"\n\n{more}" * bool(hidden)
 
 
 def table(rows, n, unit="images", every=False):
     """Markdown of {row: {metric: (score, low, high)}}, each of n images or questions (unit); of the
-    metrics as many as fit into WIDE and a line that names the others, or every one."""
+    metrics as many as fit and a line that names the others, or every one."""
     metrics = list(dict.fromkeys(name for scores in rows.values() for name in scores))
+    lines = [["checkpoint", unit, *metrics]]
+    for name, scores in rows.items():
+        numbers = [shown(*scores[m]) if m in scores else "" for m in metrics]
+        lines.append([name.replace("|", "\\|"), f"{n:,}", *numbers])
     rank = lambda name: FIRST.index(name) if name in FIRST else len(FIRST)
-    hidden = []
-    while True:
-        cells = [["checkpoint", unit, *metrics]]
-        for name, scores in rows.items():
-            numbers = [shown(*scores[m]) if m in scores else "" for m in metrics]
-            cells.append([name.replace("|", "\\|"), f"{n:,}", *numbers])
-        text = markdown(cells)
-        if every or len(metrics) < 2 or max(map(len, text.splitlines())) <= WIDE:
-            break
-        hidden.append(metrics.pop(max(range(len(metrics)), key=lambda i: (rank(metrics[i]), i))))
-    return text + f"\n\nMore with --all: {', '.join(hidden[::-1])}." * bool(hidden)
+    return markdown(lines) if every else fitted(lines, "with --all", rank, keep=2)

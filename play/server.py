@@ -49,7 +49,7 @@ class Server(ThreadingHTTPServer):
         except OSError as e:
             raise UserError(f"--port {port}: cannot be used ({e.strerror}); --port 0 takes one "
                             "that is free") from None
-        self.hosts = [f"{name}:{self.server_port}" for name in ("127.0.0.1", "localhost")]
+        self.hosts = hosts_of(self.server_port)
         self.address = f"http://{self.hosts[0]}/"
 
     def server_bind(self):
@@ -81,6 +81,12 @@ class Server(ThreadingHTTPServer):
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):  # those mean that the other side has left
             note(f"a request failed: {type(error).__name__}: {error}")
+
+
+def hosts_of(port):
+    """What a browser may call this server; it leaves out the port that pages have by themselves."""
+    names = ["127.0.0.1", "localhost"]
+    return [f"{name}:{port}" for name in names] + (names if port == 80 else [])
 
 
 def hang_up(connection):

@@ -96,9 +96,9 @@ def test_the_table_says_what_the_runs_scored_with_the_sample_standard_deviation(
               "BLEU-4": [80.0, 80.0]}
     row = {"title": "I-Tuning", "trained": 264_192, "texts_per_s": 1500.4, "macs": (0.01, 0.02),
            "peak_memory": 6.2e8, "test": scores, "novel": {"exact": [88.0, 88.0]}}
-    assert compare.table_of({"ituning": row}, "captions").splitlines()[-1] == (
-        "| I-Tuning | 264,192 | 1,500 | 620 MB | 701.0 ± 1.4 | 80.0 ± 0.0 | 99.0 | 91.0 ± 1.4 "
-        "| 88.0 ± 0.0 |")
+    assert compare.table_of({"ituning": row}, "captions")[-1] == [
+        "I-Tuning", "264,192", "1,500", "620 MB", "701.0 ± 1.4", "80.0 ± 0.0", "99.0", "91.0 ± 1.4",
+        "88.0 ± 0.0"]
 
 
 def test_a_finished_run_is_not_run_again_and_a_stopped_one_goes_on(tmp_path, monkeypatch):

@@ -448,7 +448,7 @@ def test_a_table_is_as_wide_as_a_terminal_and_names_what_it_leaves_out():
     assert max(map(len, text.splitlines())) <= 100
     kept = [cell.strip() for cell in text.splitlines()[0].split("|")[3:-1]]
     assert kept == ["BLEU-4", "ROUGE-L", "CIDEr-D", "exact"]
-    assert more == "More with --all: BLEU-1, BLEU-2, BLEU-3, exact, novel."
+    assert more == "More with --all: BLEU-1; BLEU-2; BLEU-3; exact, novel."
     assert all(name in table(rows, 1000, every=True) for name in metrics)
 
 

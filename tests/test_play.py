@@ -24,7 +24,7 @@ from lib.pictures import open_image
 from model import SeeGPT
 from play import models, server
 from play.models import Models, find_runs
-from play.server import Server
+from play.server import Server, hosts_of
 
 RED = Image.new("RGB", (96, 96), "red")
 
@@ -164,6 +164,11 @@ def test_what_the_page_never_sends_is_refused_in_one_line(serving, status, how):
     found, said = send(serving, **how)
     assert found == status and "\n" not in said["error"] and len(said["error"]) <= 1000
     assert "Traceback" not in str(said)
+
+
+@pytest.mark.parametrize("port, bare", [(80, True), (8080, False)])
+def test_only_the_port_of_pages_may_be_left_out(port, bare):
+    assert f"localhost:{port}" in hosts_of(port) and ("localhost" in hosts_of(port)) == bare
 
 
 def test_a_thousand_half_strange_and_slow_requests_leave_it_running(serving, capfd):
