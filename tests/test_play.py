@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 from chromium import CHROMIUM, Chromium
@@ -36,14 +37,17 @@ def as_url(image):
 
 
 class Stub:
-    """Stands for Models: one layer and head, which looks at patch w for word w."""
+    """Stands for Models, with two layers of two heads: layer 0, head 0 looks at patch w of 2 x 2 for
+    word w, layer 1, head 1 at patch 2, the other two nowhere."""
 
     runs = {"caption": "a", "answer": "b", "point": "c"}
 
     def reply(self, ability, image, asked):
         words = ["middle", "-".join(map(str, image.getpixel((image.width // 2,) * 2)))]
-        maps = bytes(255 if i % 5 == 0 else 0 for i in range(8))  # 2 words x 2 x 2 patches: 0 and 1
-        look = {"words": words, "layers": [0], "heads": 1, "grid": 2,
+        maps = bytearray(32)  # (layer, head, word, patch)
+        for seen in ((0, 0, 0, 0), (0, 0, 1, 1), (1, 1, 0, 2), (1, 1, 1, 2)):
+            maps[int(np.ravel_multi_index(seen, (2, 2, 2, 4)))] = 255
+        look = {"words": words, "layers": [0, 1], "heads": 2, "grid": 2,
                 "maps": base64.b64encode(maps).decode()}
         boxes = asked.get("boxes") or [[0, 0, 9, 9]]
         return {"title": " ".join(words), "look": look, "run": "stub", "ms": 7,
@@ -243,7 +247,14 @@ def test_drawing_hovering_asking_and_pointing_in_a_browser(serving):
         browser.wait("document.querySelectorAll('.word.later').length === 0")
         browser.hover(*browser.centre(".word:nth-child(2)"))  # the second looks to the top right
         browser.wait(COVERED.format(100, 20) + " > 150")
-        assert browser.js(COVERED.format(20, 20)) == browser.js(COVERED.format(100, 100)) == 0
+        covered = lambda *places: [browser.js(COVERED.format(*at)) > 150 for at in places]
+        corners = (20, 20), (100, 20), (20, 100), (100, 100)
+        assert covered(*corners) == [False, True, True, False]  # the mean of all layers and heads
+        for menu, choice, seen in (("layer", 0, [False, True, False, False]),
+                                   ("layer", 1, [False, False, True, False]), ("head", 0, 4 * [0])):
+            browser.js(f"(menu => {{ menu.value = {choice}; menu.dispatchEvent(new Event('change')) }})"
+                       f"(document.querySelector('select[aria-label={menu}]'))")
+            assert covered(*corners) == seen
         for what, text in (("answer", "is it <i>red</i>?"), ("point", "the green one")):
             browser.click(f"#{what} input")
             browser.type(text)
