@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from data.batches import Batch, pad
 from data.features import whole_image_features
-from evaluate.regions import hits_of
+from evaluate.regions import hits_of, image_of
 from evaluate.tuning import few_shot_steps
 from lib.pictures import open_image
 from model import TextState, training_step
@@ -111,12 +111,13 @@ class Images:
 
     def read(self, which):
         """[(feats, region_tokens) of each of these items]."""
-        if len(self.kept) > KEPT:
+        items = {image_of(self.items[i]): self.items[i] for i in which}
+        if len(self.kept.keys() | items) > KEPT:
             self.kept.clear()
-        for i in which:
-            if i not in self.kept:
-                self.kept[i] = read_image(self.model, self.items[i])
-        return [self.kept[i] for i in which]
+        for key in items:
+            if key not in self.kept:
+                self.kept[key] = read_image(self.model, items[key])
+        return [self.kept[image_of(self.items[i])] for i in which]
 
 
 def tune_head(model, images, config, seed, lr=6e-5):

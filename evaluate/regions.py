@@ -59,19 +59,22 @@ def regions_of(item, size, masks):
     return [mask_of(mask, size) for mask in item["masks"]]
 
 
+def image_of(item):
+    """What two expressions on the same things of one image share: painted and encoded once."""
+    return str(item["image"]), str(item["proposals"])
+
+
 def painted(model, items, config, overlay=None, quiet=False):
     """Yields (index of an item, feats (n, N, D) of its n copies, in each one proposal painted).
 
     overlay(image, region) -> image: what is done to a copy in place of painting. quiet: no word of
-    progress. Items of one image follow each other: what is painted alike is painted and encoded
-    once. At least BATCH copies are encoded together.
+    progress. Items of one image follow each other. At least BATCH copies are encoded together.
     """
     show = (lambda done: None) if quiet else progress("painting", len(items))
     colour, part, done = paints_of(config)[config.colour], [], 0
     overlay = overlay or (lambda image, region: paint(image, region, colour))
-    order = sorted(range(len(items)), key=lambda i: str(items[i]["image"]))
-    groups = [[*group] for _, group in itertools.groupby(
-        order, key=lambda i: (items[i]["image"], items[i]["proposals"]))]
+    key = lambda i: image_of(items[i])
+    groups = [[*group] for _, group in itertools.groupby(sorted(range(len(items)), key=key), key)]
     for g, group in enumerate(groups, 1):
         part.append(group)
         if sum(len(items[some[0]]["proposals"]) for some in part) < BATCH and g < len(groups):

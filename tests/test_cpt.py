@@ -455,6 +455,25 @@ def test_of_many_shots_a_part_is_painted_in_a_step(refer, host, monkeypatch):
     assert sizes[0] == 5 and len(sizes) == 3 and 5 < sum(sizes) <= 12
 
 
+def test_expressions_on_one_image_share_what_is_encoded_and_no_more_is_kept_than_asked(
+        refer, host, monkeypatch):
+    encoded, real = [], regions.whole_image_features
+    monkeypatch.setattr(region_head, "KEPT", 2)
+    for module in (regions, region_head):
+        monkeypatch.setattr(module, "whole_image_features", lambda model, images, *size: (
+            encoded.append(1) or real(model, images, *size)))
+    model, items = SeeGPT.load(host), [dict(x) for x in load_expressions(refer, "test")[:3]]
+    items.insert(1, {**items[0], "expression": "the star"})
+    for kept in (tuning.Copies(model, items, pointing.Config(), most=2),
+                 region_head.Images(model, items)):
+        counts = []
+        for which in ([0], [1], [0, 2], [1, 3], [0]):
+            encoded.clear()
+            assert len(kept.read(which)) == len(which) and len(kept.kept) <= 2
+            counts.append(len(encoded))
+        assert counts[0] > 0 == counts[1] == counts[4] and counts[2] > 0 and counts[3] > 0
+
+
 @pytest.mark.parametrize("loss", tuning.LOSSES)
 def test_both_tuned_models_learn_their_shots_by_heart(refer, host, loss):
     items, config = load_expressions(refer, "train")[:2], pointing.Config(steps=60)
