@@ -150,6 +150,10 @@ def read_command(Config, recipes, presets, argv=None):
     """(config, the method's config, name of the recipe, resume state or None)."""
     first, = parse(Config, argv=argv, peek=True)
     if first.resume:
+        words = (sys.argv if argv is None else argv) + ["--"]
+        behind = words[words.index("--resume") + 1]
+        if not behind.startswith("-"):
+            raise UserError(f"--resume {behind}: name the run by --resume --out {behind}")
         return resumed(Config, first, argv)
     name, settings = find_recipe(first, recipes, presets)
     first, = parse(Config, argv=argv, defaults=settings, peek=True)
