@@ -103,6 +103,8 @@ class Processes:
         self.heard = True  # whether what it prints can still be read
         self.held = 0  # characters of the line that the next one overwrites
         self.device = pick_device(device)
+        if self.device.type == "cuda":  # what stays in float32 there: factors of 11 bits (TF32)
+            torch.set_float32_matmul_precision("high")
         if self.size > 1:
             self.connect()
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from lib.cli import UserError
-from lib.devices import attend, autocast, check_dtype, pick_dtype
+from lib.devices import Processes, attend, autocast, check_dtype, pick_dtype
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -28,6 +28,16 @@ def test_float16_without_a_gpu_is_refused():
     with pytest.raises(UserError, match="float16 needs CUDA"):
         check_dtype("float16", CPU)
     check_dtype("float16", GPU)
+
+
+@pytest.mark.parametrize("device, precision", [("cuda", "high"), ("cpu", "highest")])
+def test_training_rounds_float32_products_on_cuda_alone(monkeypatch, device, precision):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    try:
+        Processes(device)
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.parametrize("learns", [False, True])
