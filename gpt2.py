@@ -116,6 +116,8 @@ class Attention(nn.Module):
         S = k.shape[2]  # tokens to look at: those in the cache and the T new ones
         if S == T:
             y = attend(q, k, v, is_causal=True)
+        elif T == 1:
+            y = attend(q, k, v)  # a single new token sees all
         else:
             # pitfall: is_causal aligns a T x S mask at the top left. New tokens stand at the end:
             # the last of them sees all S keys.

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
-from data.features import load_pixels
+from data.features import in_threads, load_pixels
 from data.tasks import answer_vocabulary, group_by_image, load_split, task_of
 from lib.cli import UserError, note
 
@@ -145,8 +145,9 @@ class Batches(Dataset):
     def load_images(self, indices):
         if self.feats is not None:
             return torch.from_numpy(self.feats[self.rows_of[indices]].astype(np.float32))
-        return torch.stack([load_pixels(self.entries[i]["image"], self.image_size)
-                            for i in indices])
+        load = lambda i: load_pixels(self.entries[i]["image"], self.image_size)
+        # A reader of its own is one of several; without readers threads decode side by side.
+        return torch.stack([*(map if get_worker_info() else in_threads)(load, indices)])
 
 
 @lru_cache(2)  # a batch may reach from one epoch into the next

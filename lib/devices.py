@@ -64,6 +64,8 @@ def autocast(device, dtype):
 def attend(q, k, v, **mask):
     """F.scaled_dot_product_attention, but on a CPU never with a backward pass in bfloat16, which in
     torch takes two to five times as long as one in float32."""
+    if q.device.type == "mps":  # pitfall: views of heads gave wrong results there (pytorch#181133)
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     learns = q.requires_grad or k.requires_grad
     if learns and q.dtype == torch.bfloat16 and q.device.type == "cpu":
         with torch.autocast("cpu", enabled=False):
@@ -103,20 +105,23 @@ class Processes:
         self.heard = True  # whether what it prints can still be read
         self.held = 0  # characters of the line that the next one overwrites
         self.device = pick_device(device)
-        if self.device.type == "cuda":  # what stays in float32 there: factors of 11 bits (TF32)
-            torch.set_float32_matmul_precision("high")
+        if self.device.type == "cuda":
+            if self.size > 1:
+                self.device = pick_device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
+            if self.device.index is not None:
+                torch.cuda.set_device(self.device)
+            torch.set_float32_matmul_precision("high")  # what stays in float32: TF32, 11 bits
         if self.size > 1:
             self.connect()
 
     def connect(self):
-        """Meets the other processes."""
-        if self.device.type == "cuda":
-            self.device = pick_device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
-            torch.cuda.set_device(self.device)
+        """Meets the other processes. On GPUs gradients go by NCCL, numbers of the CPU by gloo: so
+        that nobody waits for a GPU, and a lost process is an error at once."""
         try:
             store, *_ = next(dist.rendezvous("env://", timeout=self.MEET))
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", store=store,
-                                    rank=self.rank, world_size=self.size, timeout=self.WAIT)
+            dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",
+                                    store=store, rank=self.rank, world_size=self.size,
+                                    timeout=self.WAIT)
         except (RuntimeError, ValueError) as e:  # the store's errors are RuntimeErrors
             raise UserError(f"process {self.rank} of {self.size} did not meet the others "
                             f"({first_line(e)}); start all of them with torchrun") from e
@@ -150,8 +155,7 @@ class Processes:
         """Each of the numbers summed over all processes."""
         if self.size == 1:
             return values
-        where = self.device if self.device.type == "cuda" else "cpu"
-        t = torch.tensor(values, dtype=torch.float64, device=where)
+        t = torch.tensor(values, dtype=torch.float64)
         self.all_reduce(t)
         return t.tolist()
 
@@ -212,7 +216,7 @@ def peak_memory(device):
     """The most that was held so far, in bytes: by tensors on CUDA, elsewhere by this whole process.
     None on Windows."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated(device)
     # pitfall: getrusage's number begins, on Linux, with that of the process that started this one.
     with contextlib.suppress(OSError, StopIteration):
         with open("/proc/self/status", encoding="utf-8") as lines:

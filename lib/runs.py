@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import math
+import re
 import shlex
 import signal
 import time
@@ -351,7 +352,7 @@ def load_batches(data, first, steps, workers, device):
         try:
             batch = next(loader)
         except RuntimeError as e:
-            if "DataLoader worker" not in str(e):
+            if not re.search("DataLoader worker|Pin memory thread", str(e)):
                 raise
             batch = ("a process that reads images has died, perhaps for lack of memory: try fewer "
                      f"--workers ({first_line(e)})")

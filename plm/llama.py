@@ -124,12 +124,12 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.add(l, k, v)
         S = k.shape[2]  # tokens to look at, as in gpt2.py
-        mask = None
-        if S > T:
-            mask = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
+        mask = {"is_causal": True} if S == T else {}
+        if S > T > 1:
+            mask["attn_mask"] = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
         group = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)  # (R, nh, S, hs)
-        y = attend(q, k, v, attn_mask=mask, is_causal=mask is None)
+        y = attend(q, k, v, **mask)
         return self.o_proj(y.transpose(1, 2).reshape(R, T, -1))
 
 

@@ -254,7 +254,8 @@ class T5(nn.Module):
         """The last states -> logits (.., V) in float32, with ln_f or another norm."""
         x = (norm or self.ln_f)(x)
         x = x * self.config.n_embd ** -0.5 if self.config.scaled else x
-        return F.linear(x, (self.lm_head or self.shared).weight).float()
+        head = self.lm_head or self.shared
+        return F.linear(x, getattr(head, "rounded", head.weight)).float()
 
     def write(self, decoder_idx, reading):
         """The decoder: ids (B, T), those behind what is in the reading's cache -> (B, T, V)."""

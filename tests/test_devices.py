@@ -1,5 +1,7 @@
 """Where and in what precision a command computes."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -30,14 +32,35 @@ def test_float16_without_a_gpu_is_refused():
     check_dtype("float16", GPU)
 
 
-@pytest.mark.parametrize("device, precision", [("cuda", "high"), ("cpu", "highest")])
-def test_training_rounds_float32_products_on_cuda_alone(monkeypatch, device, precision):
+@pytest.mark.parametrize("device, size, used, backend, precision", [
+    ("cpu", "1", None, None, "highest"), ("cpu", "2", None, "gloo", "highest"),
+    ("cuda", "1", None, None, "high"), ("cuda:1", "1", "cuda:1", None, "high"),
+    ("cuda", "2", "cuda:1", "cpu:gloo,cuda:nccl", "high")])
+def test_each_process_has_a_gpu_of_its_own_and_float32_is_rounded_there_alone(
+        monkeypatch, device, size, used, backend, precision):
+    said = {"used": None, "backend": None}
+    monkeypatch.setenv("WORLD_SIZE", size)
+    monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: said.update(used=str(device)))
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda *a, **k: iter([[None]]))
+    monkeypatch.setattr(torch.distributed, "init_process_group",
+                        lambda backend, **k: said.update(backend=backend))
     try:
-        Processes(device)
+        processes = Processes(device)
+        assert said == {"used": used, "backend": backend}
+        assert str(processes.device) == (used or device)
         assert torch.get_float32_matmul_precision() == precision
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_on_mps_attention_gets_whole_tensors(monkeypatch):
+    whole = torch.zeros(1)
+    view = SimpleNamespace(device=torch.device("mps"), contiguous=lambda: whole)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *qkv: qkv)
+    assert all(x is whole for x in attend(view, view, view))
 
 
 @pytest.mark.parametrize("learns", [False, True])

@@ -250,6 +250,15 @@ def test_eight_images_are_told_apart_by_what_is_trained(name):
 
 # ---------------------------------------------------------------------------- the mechanism
 
+def test_t5s_shared_head_reads_the_copy_that_is_held_in_bfloat16():
+    model, batch = build("t5-lm"), inputs("t5-lm")
+    with torch.autocast("cpu", torch.bfloat16):
+        before = model(*batch)[0]
+        assert torch.equal(model.cast_frozen(torch.bfloat16)(*batch)[0], before)
+        model.lm.wte.rounded.zero_()
+        assert before.any() and not model(*batch)[0].any()
+
+
 def test_on_bert_cls_asks_and_answers_one_place_on_and_nobody_sees_padding():
     """Against BERT run by hand around the prompt, without adapters."""
     model = build("bert-full")
