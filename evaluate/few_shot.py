@@ -51,7 +51,8 @@ def few_shot(model, items, hits, config, settings):
                    for K in shots} for name, runs in accuracies.items()}
     print(fitted([["accuracy x 100, shots", *shots],
                   *([name, *("{:.1f} ± {:.1f}".format(*row[K]) for K in shots)]
-                    for name, row in rows.items())], "with --json", keep=2))
+                    for name, row in rows.items())], "with --json",
+                 lambda K: K not in (shots[0], shots[-1])))
     if config.json:
         note(f"{config.json} is written")
     if config.png:
@@ -85,7 +86,7 @@ def tuned_scores(model, shots, test, config, seed):
             tuned = tune_cpt(model, copies, config, seed, loss, float(lr))
             for score, values in score_cpt(tuned, test[0], config).items():
                 name = SCORES[score].format(config.colour)
-                found[f"CPT, loss {loss}, lr {lr}, score {name}"] = values
+                found[f"CPT, {loss}, lr {lr}, {name}"] = values
     for lr in config.head_lr:
         head = tune_head(model, images, config, seed, float(lr))
         found[f"{HEAD}, lr {lr}"] = score_head(head, test[1])
