@@ -146,7 +146,7 @@ class Batches(Dataset):
         if self.feats is not None:
             return torch.from_numpy(self.feats[self.rows_of[indices]].astype(np.float32))
         load = lambda i: load_pixels(self.entries[i]["image"], self.image_size)
-        # A reader of its own is one of several; without readers threads decode side by side.
+        # Processes that read work side by side already; without them threads do.
         return torch.stack([*(map if get_worker_info() else in_threads)(load, indices)])
 
 

@@ -192,7 +192,7 @@ def mean_and_std(values):
 
 
 def table_of(results, which):
-    """Its lines of cells; of questions also the cost of one of 16 tokens."""
+    """The table as lines of cells; of questions also the cost of one of 16 tokens."""
     questions, metrics = which == "questions", SCORES[which]
     lines = [["method", "trained", "texts/s", "peak memory",
               *(["GMAC", "with ViT"] if questions else []),

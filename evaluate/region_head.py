@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from data.batches import Batch, pad
 from data.features import whole_image_features
-from evaluate.regions import hits_of, image_of
+from evaluate.regions import Kept, hits_of
 from evaluate.tuning import few_shot_steps
 from lib.pictures import open_image
 from model import TextState, training_step
@@ -103,21 +103,14 @@ def head_batch(model, items, images):
     return regions, Batch(torch.stack(feats), idx, None, lengths)
 
 
-class Images:
-    """What read_image gives of each item's image, read when first asked for; at most KEPT stay."""
+class Images(Kept):
+    """What read_image gives of each item's image: (feats, region_tokens)."""
 
     def __init__(self, model, items):
-        self.model, self.items, self.kept = model, items, {}
+        super().__init__(model, items, KEPT)
 
-    def read(self, which):
-        """[(feats, region_tokens) of each of these items]."""
-        items = {image_of(self.items[i]): self.items[i] for i in which}
-        if len(self.kept.keys() | items) > KEPT:
-            self.kept.clear()
-        for key in items:
-            if key not in self.kept:
-                self.kept[key] = read_image(self.model, items[key])
-        return [self.kept[image_of(self.items[i])] for i in which]
+    def encode(self, items):
+        return enumerate(read_image(self.model, item) for item in items)
 
 
 def tune_head(model, images, config, seed, lr=6e-5):

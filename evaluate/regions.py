@@ -64,6 +64,23 @@ def image_of(item):
     return str(item["image"]), str(item["proposals"])
 
 
+class Kept:
+    """What encode, which a subclass has, makes of items; for at most so many images it is kept."""
+
+    def __init__(self, model, items, most):
+        self.model, self.items, self.most, self.kept = model, items, most, {}
+
+    def read(self, which):
+        """[what encode made of each of these items], encoded when first asked for."""
+        items = {image_of(self.items[i]): self.items[i] for i in which}
+        if len(self.kept.keys() | items) > self.most:
+            self.kept.clear()
+        missing = [key for key in items if key not in self.kept]
+        for n, found in self.encode([items[key] for key in missing]) if missing else ():
+            self.kept[missing[n]] = found
+        return [self.kept[image_of(self.items[i])] for i in which]
+
+
 def painted(model, items, config, overlay=None, quiet=False):
     """Yields (index of an item, feats (n, N, D) of its n copies, in each one proposal painted).
 

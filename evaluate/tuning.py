@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from data.batches import Batch, pad
-from evaluate.regions import hits_of, image_of, painted
+from evaluate.regions import Kept, hits_of, painted
 from lib.cli import UserError
 from lib.optim import parameter_groups, schedule
 from model import TextState, training_step
@@ -65,24 +65,20 @@ def few_shot_steps(params, lr, steps):
         yield optimizer
 
 
-class Copies:
-    """Feats (n, N, D) of the painted copies of each item, encoded when first asked for: the ViT
-    does not learn. Kept, in half precision, for at most so many images."""
+class Copies(Kept):
+    """Feats (n, N, D) of the painted copies of each item, kept in half precision: the ViT does not
+    learn."""
 
     def __init__(self, model, items, config, most=1000):
-        self.model, self.items, self.config, self.most = model, items, config, most
-        self.kept = {}
+        super().__init__(model, items, most)
+        self.config = config
+
+    def encode(self, items):
+        for n, feats in painted(self.model, items, self.config, quiet=True):
+            yield n, feats.half()
 
     def read(self, which):
-        """[feats of each of these items]."""
-        items = {image_of(self.items[i]): self.items[i] for i in which}
-        if len(self.kept.keys() | items) > self.most:
-            self.kept.clear()
-        missing = [key for key in items if key not in self.kept]
-        some = [items[key] for key in missing]
-        for n, feats in painted(self.model, some, self.config, quiet=True) if some else ():
-            self.kept[missing[n]] = feats.half()
-        return [self.kept[image_of(self.items[i])].float() for i in which]
+        return [feats.float() for feats in super().read(which)]
 
 
 def word_tokens(model, words):

@@ -115,8 +115,8 @@ class Processes:
             self.connect()
 
     def connect(self):
-        """Meets the other processes. On GPUs gradients go by NCCL, numbers of the CPU by gloo: so
-        that nobody waits for a GPU, and a lost process is an error at once."""
+        """Meets the other processes. On GPUs gradients go by NCCL, but numbers of the CPU by gloo:
+        to sum those nobody has to wait for a GPU."""
         try:
             store, *_ = next(dist.rendezvous("env://", timeout=self.MEET))
             dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",

@@ -38,7 +38,8 @@ def empty_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("words, says", [
     ("train.py --step 3", "there is no --step; did you mean --steps?"),
     ("train.py --out README.md/x", "README.md/x: cannot be written (Not a directory)"),
-    ("train.py --resume out/x", "--resume --out out/x"), ("train.py --score nan", "--score"), ("-m evaluate --batch many", "--batch")])
+    ("train.py --resume out/x", "--resume --out out/x"),
+    ("train.py --score nan", "--score"), ("-m evaluate --batch many", "--batch")])
 def test_a_mistake_ends_in_one_line(words, says):
     done = subprocess.run([sys.executable, *words.split()], cwd=ROOT, stderr=subprocess.PIPE)
     line, = done.stderr.decode().splitlines()
