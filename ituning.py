@@ -101,7 +101,9 @@ class CrossAttention(nn.Module):
 
     def project_kv(self, feats):
         """Keys and values of the image tokens (B, N, D), two of (B, nh, N, hs): once per image."""
-        return self.split_heads(self.k(feats)), self.split_heads(self.v(feats))
+        k, v = self.split_heads(self.k(feats)), self.split_heads(self.v(feats))
+        # Who writes reads them for every token: each head in one piece is faster then.
+        return (k, v) if self.training else (k.contiguous(), v.contiguous())
 
     def forward(self, h, kv, record=None, l=0):
         """record: a list that receives (l, attention weights (R, nh, T, N)), or None."""

@@ -112,12 +112,12 @@ class Method(nn.Module):
         how right each is; a row of -1 does not count, an answer outside the classes adds 0."""
         if not self.answers:
             return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=-1)
-        kept = targets[:, 0] >= 0
-        logits, targets = logits[kept], targets[kept]
+        kept, right = targets[:, :1] >= 0, targets.clamp(min=0)  # of rows of -1 all are 0
         if self.soft_answers:  # summed over the answers: each of them is a question of its own
-            total = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
-            return total / len(logits)
-        return F.cross_entropy(logits, targets)
+            total = F.binary_cross_entropy_with_logits(logits, right, kept.float(), reduction="sum")
+        else:
+            total = F.cross_entropy(logits, right, reduction="sum")
+        return total / kept.sum()
 
     def probabilities(self, logits):
         """Logits (R, A) -> probability of each answer: of being right (soft), or the right one."""

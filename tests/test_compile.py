@@ -25,11 +25,22 @@ def micro_batch(T, step, device="cpu"):
                  targets, torch.ones(6, dtype=torch.int64, device=device), wanted)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_thirty_steps_of_unequal_lengths_are_three_graphs_at_most_without_a_break(name):
+def choices(T, step):
+    """The same with answers to choose from; the last text counts in every third step alone."""
+    micro, targets = micro_batch(T, step), torch.eye(6, 4)
+    targets[5] = 0.0 if step % 3 == 0 else -1.0
+    return micro._replace(targets=targets, condition_len=torch.arange(6) + T - 5, wanted=None)
+
+
+@pytest.mark.parametrize("name, micro_batch, settings", [
+    *((name, micro_batch, None) for name in METHODS),
+    *(("dvp", choices, dict(insert_layer=1, readout="head", answers=[*"abcd"], soft=soft))
+      for soft in (False, True))])
+def test_thirty_steps_of_unequal_lengths_are_three_graphs_at_most_without_a_break(
+        name, micro_batch, settings):
     """The first is of one length, the last of any; micro-batches of one step differ, too."""
     torch._dynamo.reset()
-    model, counter = build(name), CompileCounter()
+    model, counter = build(name, settings=settings), CompileCounter()
     compiled = torch.compile(model, backend=counter, fullgraph=True)  # a break would be an error
     optimizer = torch.optim.SGD(model.trained().values(), lr=0.0)
     for step in range(30):

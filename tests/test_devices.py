@@ -63,11 +63,9 @@ def test_on_mps_attention_gets_whole_tensors(monkeypatch):
     assert all(x is whole for x in attend(view, view, view))
 
 
-@pytest.mark.parametrize("learns", [False, True])
-def test_attention_that_learns_computes_in_float32_on_a_cpu(learns):
-    q, k, v = (torch.randn(2, 3, 5, 8).bfloat16().requires_grad_(learns) for _ in range(3))
+def test_attention_computes_in_float32_on_a_cpu():
+    q, k, v = (torch.randn(2, 3, 5, 8).bfloat16() for _ in range(3))
     with autocast(CPU, torch.bfloat16):
         y = attend(q, k, v, is_causal=True)
-    assert y.dtype == (torch.float32 if learns else torch.bfloat16)
     reference = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True)
-    torch.testing.assert_close(y.float(), reference, atol=1e-6 if learns else 0.02, rtol=0)
+    torch.testing.assert_close(y, reference, atol=1e-6, rtol=0)
