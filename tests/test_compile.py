@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from data.batches import Batch
-from lib.devices import compile_model
+from lib import runs
+from lib.devices import compile_model, to_device
 from model import training_step
 
 METHODS = ["ituning", "vanilla", "vcgpt", "prefix", "dvp"]
@@ -75,6 +76,17 @@ def test_every_tensor_that_is_made_is_on_the_device_of_the_model(name):
     with Elsewhere():
         model(*batch)[1].backward()
         model.eval().decode(batch.images, batch.idx[::3, :4], Script(), 6)
+
+
+@pytest.mark.parametrize("kind, apart", [("cpu", False), ("mps", False), ("cuda", True)])
+def test_on_cuda_alone_memory_is_pinned_and_copies_do_not_wait(kind, apart, monkeypatch):
+    seen, device = [], torch.device(kind)
+    monkeypatch.setattr(runs, "DataLoader", lambda *_, pin_memory, **__: [seen.append(pin_memory)])
+    monkeypatch.setattr(torch.Tensor, "to",
+                        lambda x, device, non_blocking: seen.append(non_blocking))
+    next(runs.load_batches(None, 0, 1, 0, device))
+    to_device(["text", torch.zeros(1)], device)
+    assert seen == [apart, apart]
 
 
 class Other:
