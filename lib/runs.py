@@ -105,6 +105,8 @@ def save_resume(path, step, model, optimizer, scaler, run, **more):
              "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
              "rng": torch.get_rng_state(), "frozen": frozen_hashes(model),
              "data_bytes": data_bytes(run), **more}
+    if torch.cuda.is_initialized():  # dropout of a method draws on the GPU
+        state["cuda_rng"] = torch.cuda.get_rng_state()
     with replacing(path) as f:
         try:
             torch.save(state, f)
@@ -164,6 +166,8 @@ def put_back(state, model, optimizer, scaler, **more):
         if scaler.is_enabled() and state["scaler"]:  # empty if the run was not in float16 then
             scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["rng"])
+        if torch.cuda.is_initialized() and "cuda_rng" in state:
+            torch.cuda.set_rng_state(state["cuda_rng"])
         for name, value in more.items():
             found = state[name]
             if type(found) is not type(value) or torch.is_tensor(value) and (

@@ -263,6 +263,17 @@ class Line(torch.nn.Linear):
     restore = lambda self, tensors, path: restore(self.trained(), tensors, path)
 
 
+def line_run(folder):
+    """A Line after one step, its optimiser and scaler, and a run as save_resume looks at it."""
+    model, run = Line(2, 1), SimpleNamespace(config=train.Config(), method_config=train.Config(),
+                                             folder=folder)
+    (folder / "train.jsonl").touch()
+    optimizer, scaler = torch.optim.AdamW(model.parameters()), torch.amp.GradScaler("cpu")
+    model(torch.ones(2)).backward()
+    optimizer.step()
+    return model, optimizer, scaler, run
+
+
 @pytest.mark.parametrize("where, value", [
     ("step", -1), ("step", 1.5), ("config", []), ("config", None), ("method_config", "x"),
     ("trained", 1), ("trained", {"weight": 1, "bias": 2}), ("optimizer", {}), ("best", "x"),
@@ -272,12 +283,7 @@ class Line(torch.nn.Linear):
     ("alpha", torch.zeros(5)), ("alpha", None), ("scaler", 1), ("scaler", {}), ("step", 4)])
 def test_odd_entries_of_a_resume_file_are_refused(tmp_path, where, value):
     """The last two are not odd: a run in float32 has no loss scale, and may go on in float16."""
-    model, run = Line(2, 1), SimpleNamespace(config=train.Config(), method_config=train.Config(),
-                                             folder=tmp_path)
-    (tmp_path / "train.jsonl").touch()
-    optimizer, scaler = torch.optim.AdamW(model.parameters()), torch.amp.GradScaler("cpu")
-    model(torch.ones(2)).backward()
-    optimizer.step()
+    model, optimizer, scaler, run = line_run(tmp_path)
     path, more = tmp_path / "resume.pt", {"best": 1.0, "alpha": torch.zeros(4)}
     save_resume(path, 3, model, optimizer, scaler, run, **more)
     torch.save({**torch.load(path, weights_only=True), where: value}, path)
@@ -288,6 +294,17 @@ def test_odd_entries_of_a_resume_file_are_refused(tmp_path, where, value):
     with pytest.raises(UserError, match="resume.pt is damaged|other frozen") as e:
         go_on()
     assert "\n" not in str(e.value)
+
+
+def test_a_gpu_throws_its_dice_as_if_the_run_had_not_stopped(tmp_path, monkeypatch):
+    thrown = []
+    for name, f in {"is_initialized": lambda: True, "get_rng_state": lambda: torch.arange(3),
+                    "set_rng_state": thrown.append}.items():
+        monkeypatch.setattr(torch.cuda, name, f)
+    model, optimizer, scaler, run = line_run(tmp_path)
+    save_resume(tmp_path / "resume.pt", 3, model, optimizer, scaler, run)
+    put_back(load_resume(tmp_path), model, optimizer, scaler)
+    assert thrown[0].tolist() == [0, 1, 2]
 
 
 def test_a_run_does_not_go_on_with_other_frozen_weights(dataset, tmp_path):
