@@ -41,13 +41,18 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images, R G B
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+def normal(*size, std):
+    """A parameter that starts at random."""
+    return nn.init.normal_(nn.Parameter(torch.empty(size)), std=std)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with torch's parameter names for it, (B, N, D) -> (B, N, D)."""
 
     def __init__(self, width, heads):
         super().__init__()
         self.heads = heads
-        self.in_proj_weight = nn.Parameter(torch.randn(3 * width, width) * width ** -0.5)  # q, k, v
+        self.in_proj_weight = normal(3 * width, width, std=width ** -0.5)  # q, k, v
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
 
@@ -107,14 +112,14 @@ class CLIPViT(nn.Module):
         self.image_size, self.patch, self.width = image_size, patch, width
         n = 1 + (image_size // patch) ** 2
         self.conv1 = nn.Conv2d(3, width, patch, stride=patch, bias=False)
-        self.class_embedding = nn.Parameter(torch.randn(width) * width ** -0.5)
-        self.positional_embedding = nn.Parameter(torch.randn(n, width) * width ** -0.5)
+        self.class_embedding = normal(width, std=width ** -0.5)
+        self.positional_embedding = normal(n, width, std=width ** -0.5)
         self.ln_pre = nn.LayerNorm(width)
         self.transformer = Transformer(width, layers, heads)
         self.ln_post = nn.LayerNorm(width)
         self.proj = None
         if embed_dim:
-            self.proj = nn.Parameter(torch.randn(width, embed_dim) * width ** -0.5)
+            self.proj = normal(width, embed_dim, std=width ** -0.5)
 
     def forward(self, images):
         """Preprocessed images (B, 3, H, W), H = W = image_size -> feats (B, N, D), before ln_post:
@@ -154,10 +159,10 @@ class CLIPText(nn.Module):
         super().__init__()
         self.context = context
         self.token_embedding = nn.Embedding(vocab_size, width)
-        self.positional_embedding = nn.Parameter(torch.randn(context, width) * 0.01)
+        self.positional_embedding = normal(context, width, std=0.01)
         self.transformer = Transformer(width, layers, heads)
         self.ln_final = nn.LayerNorm(width)
-        self.text_projection = nn.Parameter(torch.randn(width, embed_dim) * width ** -0.5)
+        self.text_projection = normal(width, embed_dim, std=width ** -0.5)
         self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())  # of the cosines, section 2.5
         nn.init.normal_(self.token_embedding.weight, std=0.02)
 

@@ -5,12 +5,15 @@ import json
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import warnings
 import zipfile
 import zlib
 
 import pytest
 import torch
+from conftest import ROOT
 
 import weights.reading
 import weights.safetensors
@@ -513,3 +516,13 @@ def test_a_fingerprint_is_of_names_shapes_and_numbers_not_of_their_dtype():
     assert of(a=torch.ones(2, 3)) == of(a=torch.ones(2, 3).half())
     assert len({of(a=torch.ones(2, 3)), of(a=torch.ones(3, 2)), of(b=torch.ones(2, 3)),
                 of(a=torch.zeros(2, 3))}) == 4
+
+
+def test_loading_imports_no_library_for_random_numbers_that_nobody_needs():
+    """On the meta device torch would: sympy, half a second to a second of every command."""
+    code = ("import sys, lib.cli\nfrom clip_vit import CLIPViT\nfrom plm import CLASSES\n"
+            "before = 'sympy' in sys.modules\n"
+            "for kind, model in (CLASSES | {'clip': CLIPViT}).items():\n"
+            "    model.from_pretrained(f'data/shapes/tiny-{kind}')\n"
+            "sys.exit('sympy' in sys.modules and not before)")
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -22,6 +22,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn as nn
+from torch.overrides import TorchFunctionMode
 
 from lib.cli import UserError
 from lib.files import open_file, plain_errors, user_path
@@ -240,6 +242,14 @@ def drop_copy(tensors, copy, original, kind, path):
         raise UserError(f"{path}: {copy} differs from {original}, but a {kind} shares the two")
 
 
+class NoDice(TorchFunctionMode):
+    """Within it nothing is drawn from a normal distribution: on the meta device torch imports 800
+    modules to know which shape that has, for half a second to a second."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **(kwargs or {}))
+
+
 def load_into(build, tensors, path):
     """The model made by build() with exactly these tensors, in float32 and eval mode. UserError if
     one is missing, unknown, empty or of the wrong shape: nothing is skipped silently. build may
@@ -248,7 +258,7 @@ def load_into(build, tensors, path):
     if strange := [n for n, t in tensors.items() if not t.numel() or t.is_complex()]:
         raise UserError(f"{path}: {strange[0]} has no numbers or complex ones, so this is no model "
                         "known here")
-    with torch.device("meta"):  # shapes only: random weights would be made just to be thrown away
+    with torch.device("meta"), NoDice():  # shapes only: what is made now is thrown away
         model = build()
     ours = model.state_dict()
     wrong = [f"{n} is missing" for n in ours if n not in tensors]
