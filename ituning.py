@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from clip_vit import ResidualAttentionBlock
 from gpt2 import Block
 from lib.cli import UserError, opt
-from lib.devices import attend
+from lib.devices import attend, whole_heads
 from model import Method, select
 
 
@@ -102,8 +102,7 @@ class CrossAttention(nn.Module):
     def project_kv(self, feats):
         """Keys and values of the image tokens (B, N, D), two of (B, nh, N, hs): once per image."""
         k, v = self.split_heads(self.k(feats)), self.split_heads(self.v(feats))
-        # Who writes reads them for every token: each head in one piece is faster then.
-        return (k, v) if self.training else (k.contiguous(), v.contiguous())
+        return (k, v) if self.training else (whole_heads(k), whole_heads(v))
 
     def forward(self, h, kv, record=None, l=0):
         """record: a list that receives (l, attention weights (R, nh, T, N)), or None."""

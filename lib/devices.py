@@ -73,6 +73,12 @@ def attend(q, k, v, **mask):
     return F.scaled_dot_product_attention(q, k, v, **mask)
 
 
+def whole_heads(x):
+    """Keys or values (B, nh, N, hs) that are read again and again, as attend reads them fastest:
+    each head in one piece, and on a CPU not in bfloat16."""
+    return (x.float() if x.dtype == torch.bfloat16 and x.device.type == "cpu" else x).contiguous()
+
+
 def compile_model(model, wanted, device, say):
     """The model as torch.compile has it, if that is wanted; None: on CUDA only. Where it cannot
     work (no Triton, a GPU older than capability 7.0, no C++ compiler), the model as it is: say

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from lib.cli import UserError
-from lib.devices import Processes, attend, autocast, check_dtype, pick_dtype
+from lib.devices import Processes, attend, autocast, check_dtype, pick_dtype, whole_heads
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -67,5 +67,8 @@ def test_attention_computes_in_float32_on_a_cpu():
     q, k, v = (torch.randn(2, 3, 5, 8).bfloat16() for _ in range(3))
     with autocast(CPU, torch.bfloat16):
         y = attend(q, k, v, is_causal=True)
+        again = attend(q, whole_heads(k), whole_heads(v), is_causal=True)
     reference = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True)
     torch.testing.assert_close(y, reference, atol=1e-6, rtol=0)
+    assert torch.equal(again, y) and whole_heads(k.transpose(1, 2)).is_contiguous()
+    assert [whole_heads(x).dtype for x in (k, k.double())] == [torch.float32, torch.float64]
