@@ -42,7 +42,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def normal(*size, std):
-    """A parameter that starts at random."""
+    """A parameter that starts at random, unless weights are read (weights/reading.py)."""
     return nn.init.normal_(nn.Parameter(torch.empty(size)), std=std)
 
 

@@ -100,7 +100,8 @@ class CrossAttention(nn.Module):
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, nh, T, hs)
 
     def project_kv(self, feats):
-        """Keys and values of the image tokens (B, N, D), two of (B, nh, N, hs): once per image."""
+        """Keys and values of the image tokens (B, N, D), two of (B, nh, N, hs): once per image.
+        Where nothing is trained they lie as what is read for every token should."""
         k, v = self.split_heads(self.k(feats)), self.split_heads(self.v(feats))
         return (k, v) if self.training else (whole_heads(k), whole_heads(v))
 

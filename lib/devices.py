@@ -63,8 +63,8 @@ def autocast(device, dtype):
 
 def attend(q, k, v, **mask):
     """F.scaled_dot_product_attention, but on a CPU never in bfloat16: there torch's takes as long
-    as in float32 for many queries, three times as long for one, up to five times in its backward
-    pass."""
+    as in float32 for many queries, up to three times as long for one, and up to five times in its
+    backward pass."""
     if q.device.type == "mps":  # pitfall: views of heads gave wrong results there (pytorch#181133)
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     if q.dtype == torch.bfloat16 and q.device.type == "cpu":
